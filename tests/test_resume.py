@@ -1,0 +1,103 @@
+"A training killed without warning, with all its workers, ends with the numbers of one that was left in peace."
+import hashlib, multiprocessing, os, random, signal, time
+
+import numpy as np
+import pytest
+import torch
+from fastai.callback.core import Callback
+from fastai.callback.progress import ProgressCallback
+from fastai.callback.schedule import Learner
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.losses import CrossEntropyLossFlat
+from fastai.torch_core import set_seed
+from fastcore.basics import noop
+from torch import nn
+
+from mlds.checkpoints import Checkpoint
+from mlds.runs import Run, load_runs
+from mlds.teacher import MeanTeacher
+
+
+class Noisy:
+    def __len__(self): return 32
+    def __getitem__(self, i): return torch.randn(1, 8, 8) + random.random() + np.random.rand(), torch.tensor(i % 2)
+
+
+class Tell(Callback):
+    "Report every training batch, and stop there for good where told to."
+    def __init__(self, pipe, hang, pause): self.pipe, self.hang, self.pause = pipe, hang, pause
+    def after_batch(self):
+        if not self.training: return
+        time.sleep(self.pause)
+        self.pipe.send((self.epoch, self.iter))
+        if (self.epoch, self.iter) == self.hang: time.sleep(60)
+
+
+def digest(tensors): return hashlib.sha256(b''.join(t.detach().numpy().tobytes() for t in tensors)).hexdigest()
+
+def train(pipe, root, seed, workers, hang, pause):
+    os.setsid()
+    torch.set_num_threads(1)
+    run = Run(root, {'workers': workers}, {'sha256': 'c0ffee'}).start()
+    set_seed(seed)
+    dls = DataLoaders(*[DataLoader(Noisy(), bs=8, shuffle=s, num_workers=workers) for s in (True, False)])
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(.3), nn.Flatten(), nn.Linear(144, 2))
+    learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), cbs=MeanTeacher())
+    learn.remove_cb(ProgressCallback); learn.logger = noop
+    learn.fit_one_cycle(4, .01, cbs=[Checkpoint(run.work/'checkpoint.pt'), Tell(pipe, hang, pause)])
+    adam = [v for s in learn.opt.state_dict()['state'] for v in s.values() if isinstance(v, torch.Tensor)]
+    run.finish({'student': digest(net.state_dict().values()), 'teacher': digest(learn.teacher.state_dict().values()),
+                'adam': digest(adam), 'lr': learn.opt.hypers[0]['lr'], 'losses': torch.stack(list(learn.recorder.losses)),
+                'values': [list(v) for v in learn.recorder.values], 'next': random.random()})
+
+
+def start(root, seed=0, workers=0, hang=None, pause=0):
+    "A training in a process group of its own, and the pipe through which it reports its batches."
+    fork = multiprocessing.get_context('fork')
+    listen, tell = fork.Pipe(duplex=False)
+    p = fork.Process(target=train, args=(tell, root, seed, workers, hang, pause))
+    p.start(); tell.close()
+    return p, listen
+
+def batches(listen):
+    try:
+        while True: yield listen.recv()
+    except EOFError: return
+
+def finish(root, **kwargs):
+    p, listen = start(root, **kwargs)
+    seen = list(batches(listen)); p.join()
+    assert p.exitcode == 0
+    return load_runs(root)[0]['metrics'], seen
+
+def kill(p): os.killpg(p.pid, signal.SIGKILL); p.join()
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_killed_and_continued(tmp_path, workers):
+    p, listen = start(tmp_path/'torn', workers=workers, hang=(2, 1))
+    for last in batches(listen):
+        if last == (2, 1): break
+    kill(p)
+    assert load_runs(tmp_path/'torn') == []
+    continued, seen = finish(tmp_path/'torn', seed=1, workers=workers)
+    straight, _ = finish(tmp_path/'straight', workers=workers)
+    assert seen[0] == (2, 0) and len(seen) == 8
+    assert continued == straight
+    assert len(straight['losses']) == 16 and len(straight['values']) == 4
+    assert finish(tmp_path/'other', seed=1, workers=workers)[0] != straight
+
+
+def test_killed_again_and_again(tmp_path):
+    "Wherever it strikes, in a batch, while a checkpoint is written or before there is one, the end is the same."
+    moments, killed = random.Random(0), 0
+    for _ in range(8):
+        p, listen = start(tmp_path/'torn', pause=.04)
+        assert listen.poll(30)
+        p.join(moments.uniform(0, .3))
+        if not p.is_alive(): break
+        kill(p); killed += 1
+    assert killed >= 3
+    if not load_runs(tmp_path/'torn'): finish(tmp_path/'torn')
+    assert load_runs(tmp_path/'torn')[0]['metrics'] == finish(tmp_path/'straight')[0]

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['phantom_folder', 'load_data', 'shows_foreground', 'limit_pool', 'experiment_dataloaders', 'experiment_learner', 'fit',
-           'evaluate', 'summarize', 'pick_examples', 'record', 'device_name']
+           'evaluate', 'summarize', 'teaching_row', 'teaching_example', 'pick_examples', 'save_examples', 'record',
+           'train_and_record', 'device_name']
 
-# %% ../nbs/25_experiments.ipynb #f1eb059b
+# %% ../nbs/25_experiments.ipynb #07c57729
 import io
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,15 +20,17 @@ import torch
 from fastai.callback.fp16 import MixedPrecision
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from torch import Tensor
-from .annotations import Mask
-from .checkpoints import Checkpoint
-from .classsets import to_labels
-from .dataloaders import mixed_dataloaders
-from .datasets import check_catalogue, check_splits, read_folder, split_groups, thin_out
-from .learner import best_model, predict_rows, semi_weak_learner
+from fastai.torch_core import set_seed
+from torch import Tensor, nn
+from .annotations import Mask, weaken
+from .checkpoints import Checkpoint, save_weights
+from .classsets import ClassSets, to_labels
+from .dataloaders import ClassSetDataset, mixed_dataloaders
+from .datasets import check_catalogue, check_splits, mask_order, read_folder, split_groups, thin_out
+from .learner import best_model, predict, predict_rows, semi_weak_learner
 from .metrics import ForegroundIoU, bootstrap_interval, foreground_iou, overlap_counts, score_table
 from .phantoms import save_phantoms
+from .pseudolabels import narrow
 from .plan import TRAIN, data_manifest, identity, parse_size
 from .runs import Run, check_parameters
 
@@ -81,7 +85,7 @@ def experiment_dataloaders(params:dict, # checked parameters
     return mixed_dataloaders(few, classes, size=parse_size(params['size']), quota={k: params['bs'] for k in sorted(kinds)},
                              iterations=params['iterations']//params['epochs'], seed=params['seed'])
 
-# %% ../nbs/25_experiments.ipynb #62b50bd8
+# %% ../nbs/25_experiments.ipynb #3f110179
 def experiment_learner(params:dict, # checked parameters
                        dls:DataLoaders # from `experiment_dataloaders`
 ) -> Learner: # ready to fit
@@ -90,7 +94,7 @@ def experiment_learner(params:dict, # checked parameters
     loss = {k: params[k] for k in ('head_weight', 'dice', 'region')}
     cbs = [] if params['precision'] == 'fp32' else [MixedPrecision(params['precision'])]
     return semi_weak_learner(dls, teacher=params['teacher'], lower=params['lower'], width=params['width'], depth=params['depth'],
-                             loss=loss, teaching=teaching, metrics=ForegroundIoU(), cbs=cbs)
+                             head_width=params['head_width'], loss=loss, teaching=teaching, metrics=ForegroundIoU(), cbs=cbs)
 
 # %% ../nbs/25_experiments.ipynb #06696c20
 def fit(learn:Learner, # from `experiment_learner`
@@ -124,6 +128,37 @@ def summarize(counts:Tensor, # (N, C, 3) from `evaluate`
     return dict(mean_iou=table.IoU.iloc[-1], mean_dice=table.Dice.iloc[-1], iou=table.IoU[:-1].to_dict(), dice=table.Dice[:-1].to_dict(),
                 mean_iou_interval=bootstrap_interval(counts, groups, foreground_iou), images=len(counts), groups=len(set(groups)))
 
+# %% ../nbs/25_experiments.ipynb #b03a931c
+def teaching_row(params:dict, # checked parameters
+                 pool:pd.DataFrame, # fully annotated training pool, with splits
+                 classes:Sequence[str] # class names, background first
+) -> pd.DataFrame: # one catalogue row, annotated as `kind` says
+    "The training image of Figure 1, weakened as in the run; masked where the run has no other images."
+    train = pool[pool.split == 'train']
+    late = train.iloc[sorted(mask_order(train, len(classes), params['seed'])[len(train)//2:])]
+    labels = [a.read() for a in late.annotation]
+    best = max(range(len(late)), key=lambda i: (len(labels[i].unique()), int((labels[i] > 0).sum())))
+    kind = 'mask' if params['kind'] == 'none' else params['kind']
+    return late.iloc[[best]].assign(annotation=[weaken(late.annotation.iloc[best], kind, len(classes))])
+
+# %% ../nbs/25_experiments.ipynb #00943bff
+def _grey(image):
+    "Standardized image as 8 bit, for pictures."
+    low, high = np.percentile(image, (.5, 99.5))
+    return (255*np.clip((image-low)/(high-low), 0, 1)).astype(np.uint8)
+
+# %% ../nbs/25_experiments.ipynb #47f8fc6d
+def teaching_example(model:nn.Module, # the finished network
+                     row:pd.DataFrame, # from `teaching_row`
+                     classes:Sequence[str], # class names, background first
+                     params:dict # checked parameters
+) -> dict[str, np.ndarray]: # image (H, W), sets and narrowed (3, H, W), found (H, W)
+    "An annotation, what the network narrows it to, and the network's own prediction."
+    image, sets = ClassSetDataset(row, classes, parse_size(params['size']))[0]
+    probs = predict(model, image.as_subclass(Tensor)[None]).cpu()
+    narrowed = narrow(ClassSets(sets[None]), probs, params['threshold'])[0]
+    return dict(image=_grey(image[0].numpy()), sets=sets.numpy(), narrowed=narrowed.numpy(), found=probs.argmax(1)[0].byte().numpy())
+
 # %% ../nbs/25_experiments.ipynb #031b9e5a
 def pick_examples(truth:np.ndarray, # (N, H, W) class ids
                   groups:Sequence[str], # group of each image
@@ -133,33 +168,60 @@ def pick_examples(truth:np.ndarray, # (N, H, W) class ids
     area = pd.DataFrame(dict(group=list(groups), area=(truth > 0).sum((1, 2))))
     return area.sort_values('area', ascending=False, kind='stable').drop_duplicates('group').index[:n].tolist()
 
-# %% ../nbs/25_experiments.ipynb #00943bff
-def _grey(image):
-    "Standardized image as 8 bit, for pictures."
-    low, high = np.percentile(image, (.5, 99.5))
-    return (255*np.clip((image-low)/(high-low), 0, 1)).astype(np.uint8)
+# %% ../nbs/25_experiments.ipynb #dbe11344
+def _save_arrays(run, name, arrays):
+    "Arrays of numbers and text, compressed."
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{k: v.astype(str) if v.dtype == object else v for k, v in arrays.items()})
+    run.save_bytes(name, buffer.getvalue())
 
-# %% ../nbs/25_experiments.ipynb #9c5b517a
+# %% ../nbs/25_experiments.ipynb #9a404c14
+def save_examples(run:Run, # a started run
+                  arrays:dict[str, np.ndarray], # from `evaluate`
+                  groups:Sequence[str], # group of each image
+                  classes:Sequence[str], # class names, background first
+                  teaching:dict[str, np.ndarray] # from `teaching_example`
+) -> None:
+    "Write the pictures' raw material: examples.npz (test images) and teaching.npz."
+    some = pick_examples(arrays['truth'], groups)
+    chosen = {k: v[some] for k, v in arrays.items()} | dict(image=np.stack([_grey(i) for i in arrays['image'][some]]))
+    _save_arrays(run, 'examples.npz', chosen | dict(classes=np.array(classes)))
+    _save_arrays(run, 'teaching.npz', teaching)
+
+# %% ../nbs/25_experiments.ipynb #df312c0b
 def record(run:Run, # a started run
            counts:Tensor, # (N, C, 3) from `evaluate`
-           arrays:dict[str, np.ndarray], # from `evaluate`
            rows:pd.DataFrame, # the rows that were evaluated
            classes:Sequence[str], # class names, background first
            history:pd.DataFrame, # from `fit`
            **more # further metrics
 ) -> dict: # metrics
-    "Write everything that the tables and figures need, and finish the run."
+    "Write the tables, drop the checkpoint and finish the run."
     table = pd.DataFrame(counts.flatten(1).numpy(), columns=[f'{c} {k}' for c in classes for k in ('TP', 'FP', 'FN')])
     run.save_text('per_image.csv', pd.concat([rows[['id', 'group']].reset_index(drop=True), table], axis=1).to_csv(index=False))
     run.save_text('history.csv', history.to_csv(index=False))
-    some, buffer = pick_examples(arrays['truth'], rows.group), io.BytesIO()
-    chosen = {k: v[some] for k, v in arrays.items()} | dict(image=np.stack([_grey(i) for i in arrays['image'][some]]), classes=np.array(classes))
-    np.savez_compressed(buffer, **{k: v.astype(str) if v.dtype == object else v for k, v in chosen.items()})
-    run.save_bytes('examples.npz', buffer.getvalue())
     metrics = summarize(counts, rows.group, classes) | more
     (run.work/'checkpoint.pt').unlink(missing_ok=True)
     run.finish(metrics)
     return metrics
+
+# %% ../nbs/25_experiments.ipynb #305ae089
+def train_and_record(run:Run, # not yet finished; a half-done one goes on
+                     params:dict, # checked parameters
+                     rows:pd.DataFrame, # fully annotated catalogue with splits
+                     classes:Sequence[str] # class names, background first
+) -> dict: # metrics
+    "Train one cell of a table, evaluate it on the test split and record it."
+    run.start(device_name())
+    began, pool = time.time(), limit_pool(rows, params['pool'], params['positive_only'], params['data_seed'])
+    set_seed(params['seed'])
+    learn = experiment_learner(params, experiment_dataloaders(params, pool, classes))
+    history = fit(learn, params, run)
+    model, test_rows = best_model(learn), rows[rows.split == 'test']
+    counts, arrays = evaluate(learn, test_rows, classes, parse_size(params['size']))
+    save_weights(model, run.work/'weights.safetensors', **params, names=classes)
+    save_examples(run, arrays, test_rows.group, classes, teaching_example(model, teaching_row(params, pool, classes), classes, params))
+    return record(run, counts, test_rows, classes, history, drawn=dict(learn.dls.train.drawn), seconds=round(time.time()-began, 1))
 
 # %% ../nbs/25_experiments.ipynb #7daf15d6
 def device_name() -> str: # e.g. 'NVIDIA H100 80GB HBM3' or 'CPU, 1 thread'

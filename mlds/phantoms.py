@@ -26,7 +26,7 @@ from scipy.ndimage import gaussian_filter, gaussian_filter1d
 OCT_CLASSES = ['background', 'IRF', 'SRF', 'PED']
 PHANTOM_VERSION = 1
 
-# %% ../nbs/02_phantoms.ipynb #69454a62
+# %% ../nbs/02_phantoms.ipynb #45bb86f0
 @dataclass(frozen=True)
 class Scanner:
     "How a scanner renders tissue; lengths in pixels hold for an image 256 pixels high"
@@ -42,13 +42,13 @@ class Scanner:
     cropped: float # share of volumes with black borders
 
 SCANNERS = dict(
-    spectralis=Scanner(1.15, 1.00, (.55,.55), (.45,.70), .36, .12, .02, 1.02,  .90, .5),
-    cirrus    =Scanner(1.00, 1.08, (.65,1.1), (.35,.95), .80, .21, .07, 1.04,  .85, 0.),
-    topcon    =Scanner( .90, 1.14, (.95,.85), (.60,.55), .55, .27, .04,  .90, 1.15, 0.))
+    spectralis=Scanner(1.10, 1.00, (.55,.55), (.45,.70), .36, .12, .02, 1.02,  .90, .5),
+    cirrus    =Scanner(1.00, 1.08, (.65,1.1), (.35,.95), .72, .19, .06, 1.03,  .85, 0.),
+    topcon    =Scanner( .95, 1.14, (.95,.85), (.60,.55), .50, .24, .03,  .94, 1.15, 0.))
 
-# %% ../nbs/02_phantoms.ipynb #a0d91973
+# %% ../nbs/02_phantoms.ipynb #4978b0b8
 LAYERS = dict(
-    NFL=(.09, [.62,.66,.60,.50]), GCIPL=(.28, [.45,.40,.44,.47]), INL=(.13, [.39,.33,.35]), OPL=(.10, [.42,.50,.42]),
+    NFL=(.09, [.66,.70,.64,.54]), GCIPL=(.28, [.47,.43,.46,.50]), INL=(.13, [.40,.32,.34]), OPL=(.10, [.46,.56,.45]),
     ONL=(.25, [.36,.29,.27,.26]), EZ=(.08, [.36,.22,.23,.66,.74]), OS=(.085, [.50,.26,.30]), SRF=(0, [0,0]),
     RPE=(.105, [.62,.90,.92,.84,.50]), PED=(0, [0,0]), choroid=(.6, [.36,.46,.45,.40,.33,.26]),
     sclera=(1.7, [.26,.19,.14,.10,.07,.04,.02,0,0]))
@@ -96,7 +96,7 @@ def lens(
     h = (h*np.maximum(1-r2, 0)**power).max(0, initial=0)
     return np.where(h<.008, 0, h)   # thinner than two pixels of 256 is no pocket that anyone would outline
 
-# %% ../nbs/02_phantoms.ipynb #7cb41e86
+# %% ../nbs/02_phantoms.ipynb #4a260d1c
 def draw_cysts(
     rng: np.random.Generator, # source of randomness
     clusters: int, # number of clusters
@@ -104,13 +104,13 @@ def draw_cysts(
     "Draw clusters of intraretinal cysts"
     out = [np.zeros((6,0))]
     for _ in range(clusters):
-        n, centre, big = rng.integers(3, 13), rng.normal(0, .15, (2,1)).clip(-.36, .36), rng.lognormal(0, .42, 16)
+        n, centre, big = rng.integers(3, 13), rng.normal(0, .15, (2,1)).clip(-.36, .36), rng.lognormal(0, .42, 16).clip(.5, 2)
         place, big = centre + rng.normal(0, rng.uniform(.03,.12), (2,n)), big[:n]
-        rx, rz, ry = (rng.uniform(*r, n) for r in ((.022,.042), (.08,.14), (.030,.056)))
+        rx, rz, ry = (rng.uniform(*r, n) for r in ((.024,.044), (.09,.15), (.033,.060)))
         out.append(np.stack([*place, rx*big, rz*big**.5, ry*big**1.1, rng.beta(2, 2, n)]))
     return np.concatenate(out, 1)
 
-# %% ../nbs/02_phantoms.ipynb #3bff94a2
+# %% ../nbs/02_phantoms.ipynb #8bc91dfb
 def draw_fluids(
     rng: np.random.Generator, # source of randomness
 ) -> dict: # kind, cysts, srf, ped, and the brightness of each fluid
@@ -120,15 +120,15 @@ def draw_fluids(
     return dict(kind=kind, cysts=draw_cysts(rng, rng.integers(1,5)*has[0]),
         srf=draw_lenses(rng, rng.integers(1,3)*has[1], (.10,.26), (.14,.30), (.18,.36)),
         ped=draw_lenses(rng, rng.integers(1,4)*has[2], (.08,.21), (.12,.26), (.26,.48)),
-        fill=dict(IRF=rng.uniform(.02,.10), SRF=rng.uniform(.02,.08), PED=rng.uniform(.05,.20)))
+        fill=dict(IRF=rng.uniform(.02,.08), SRF=rng.uniform(.02,.07), PED=rng.uniform(.05,.16)))
 
-# %% ../nbs/02_phantoms.ipynb #7b9db1dc
+# %% ../nbs/02_phantoms.ipynb #e7934381
 def draw_shape(
     rng: np.random.Generator, # source of randomness
 ) -> dict: # parameters of `thicknesses` and `boundaries`
     "Draw an eye's anatomy"
     u = rng.uniform
-    return dict(base=u(.62,.70), tilt=u(-.15,.15), curve=u(-.05,.35), zcurve=u(-.05,.2), thick=u(.20,.25), side=rng.choice([-1,1]),
+    return dict(base=u(.63,.69), tilt=u(-.11,.11), curve=u(-.03,.28), zcurve=u(-.05,.15), thick=u(.21,.245), side=rng.choice([-1,1]),
         fovea=rng.normal(0,.05,2), pit=u(.075,.11), wavy=ripples(rng,4,.4,1.6), fine=ripples(rng,8,2,8), rough=ripples(rng,8,5,16))
 
 def draw_look(
@@ -137,7 +137,7 @@ def draw_look(
     "Draw an eye's vessels, brightness and other traits that are no anatomy"
     u, n = rng.uniform, rng.integers(8,20)
     return dict(vessels=np.stack([u(-.6,.6,n), u(-.5,.5,n), .0035*rng.lognormal(0,.7,n), u(.12,.65,n)]),
-        contrast=rng.normal(1,.05,len(LAYERS)), gain=u(.86,1.14), blur=u(.85,1.3), dim=u(0,.45), foci=rng.integers(0,30),
+        contrast=rng.normal(1,.05,len(LAYERS)), gain=u(.92,1.08), blur=u(.85,1.2), dim=u(0,.35), foci=rng.integers(0,30),
         detached=rng.random()<.4, gap=u(.02,.09), hyaloid=ripples(rng,3,.3,1.2), frame=u(-1,1,4), framed=rng.random())
 
 # %% ../nbs/02_phantoms.ipynb #09dae79f
@@ -183,7 +183,7 @@ def healthy(
     T['choroid'] *= 1 + .1*e.wavy(x,z)
     return T
 
-# %% ../nbs/02_phantoms.ipynb #adc22d0e
+# %% ../nbs/02_phantoms.ipynb #032c9665
 def thicknesses(
     e: SimpleNamespace, # from `oct_eye`
     x: np.ndarray,      # (W,) positions along the scan
@@ -193,7 +193,7 @@ def thicknesses(
     T, smooth = healthy(e, x, z), lambda v, s: gaussian_filter1d(v, s/(x[1]-x[0]), mode='nearest')
     swell = smooth(swelling(e.cysts, x, z), .02)
     T['INL'], T['ONL'] = T['INL'] + .4*swell, T['ONL'] + .6*swell
-    T['SRF'], T['PED'] = lens(e.srf, x, z, .9, e.fine(x,z)), lens(e.ped, x, z, .8, e.fine(x+.5,z))
+    T['SRF'], T['PED'] = lens(e.srf, x, z, 1, e.fine(x,z)), lens(e.ped, x, z, .95, e.fine(x+.5,z))
     T['OS'] = T['OS']*np.where(T['SRF']>0, .6, 1)
     T, lift = np.stack(list(T.values())), T['SRF'] + T['PED']
     inner = T[:LAYER_AT['EZ']].sum(0)
@@ -236,7 +236,7 @@ def brightness(
     at = (np.arange(STEPS)+.5)/STEPS
     return np.concatenate([np.interp(at, np.linspace(0,1,len(v)), v) for v in curve.values()] + [[0]]).astype(np.float32)
 
-# %% ../nbs/02_phantoms.ipynb #ff3930fe
+# %% ../nbs/02_phantoms.ipynb #9710ba2e
 def oct_section(
     e: SimpleNamespace, # from `oct_eye`
     scan: int,   # number of the scan, from 0
@@ -248,6 +248,7 @@ def oct_section(
     x, z = ((np.arange(size[1])+.5)/size[1] - .5)*sc.fov, (scan+.5)/scans - .5
     y = ((np.arange(size[0])+.5)/size[0]).astype(np.float32)[:,None]
     b = boundaries(e, x, z) + rng.normal(0, .004)
+    b += max(0, .06 - b[0].min())   # an operator keeps a swollen retina in view
     return SimpleNamespace(e=e, sc=sc, rng=rng, size=size, x=x, y=y, z=z, b=b, t=layer_coordinate(b, size[0]), pixel=size[0]/256)
 
 # %% ../nbs/02_phantoms.ipynb #e44b0b61
@@ -285,10 +286,10 @@ def layer_mask(
     top, bottom = v.b[LAYER_AT[name]], v.b[LAYER_AT[name]+1]
     return (v.y>top) & (v.y<bottom)
 
-# %% ../nbs/02_phantoms.ipynb #85c97d43
+# %% ../nbs/02_phantoms.ipynb #f0eb426c
 def cut_cysts(
     v: SimpleNamespace, # from `oct_section`
-) -> tuple: # px, py, ax, ay: centres and half axes of the ellipses, pixels, each (n,)
+) -> np.ndarray: # (4, n): centre (column, row) and half axes of the ellipses, pixels, the tallest first
     "Ellipses in which a scan cuts the cysts"
     cx, cz, rx, rz, ry, depth = v.e.cysts
     cut, dx, H = np.sqrt(np.maximum(1-((v.z-cz)/rz)**2, 0)), v.x[1]-v.x[0], v.size[0]
@@ -296,18 +297,20 @@ def cut_cysts(
     col = px.round().astype(int).clip(0, len(v.x)-1)
     top, bottom = v.b[LAYER_AT['INL'],col], v.b[LAYER_AT['EZ'],col]
     ok = (ay>2.4*v.pixel) & (ax>2*v.pixel)   # a cyst cut at its very end is no visible pocket
-    return px[ok], ((top + (.1+.8*depth)*(bottom-top))*H - .5)[ok], ax[ok], ay[ok]
+    ellipses = np.stack([px, (top + (.1+.8*depth)*(bottom-top))*H - .5, ax, ay])[:,ok]
+    return ellipses[:,np.argsort(-ellipses[3], kind='stable')]
 
-# %% ../nbs/02_phantoms.ipynb #fd004d79
+# %% ../nbs/02_phantoms.ipynb #597b7779
 def cyst_distance(
     v: SimpleNamespace, # from `oct_section`
 ) -> np.ndarray: # (2, H, W) float32, pixels: distance into the nearest cyst and into the second nearest
     "Signed distance to the borders of cysts, positive within, -9 far away"
     d, bend = np.full((2,*v.size), -9, np.float32), cloud(v.rng, (13,17), v.size)
-    for px,py,ax,ay in zip(*cut_cysts(v)):
+    for px,py,ax,ay in cut_cysts(v).T:
         r, c = (slice(max(int(m-1.5*a-1), 0), max(int(m+1.5*a+3), 0)) for m,a in ((py,ay),(px,ax)))
         q = ((np.arange(v.size[0])[r,None]-py)/ay)**2 + ((np.arange(v.size[1])[c]-px)/ax)**2
         new = ((1 - q*(1 + .25*bend[r,c]))*min(ax,ay)/2).astype(np.float32)
+        if ((new>0) & (d[0,r,c]<0)).sum() < .4*(new>0).sum(): continue   # mostly within larger ones
         d[1,r,c] = np.maximum(d[1,r,c], np.minimum(d[0,r,c], new))
         d[0,r,c] = np.maximum(d[0,r,c], new)
     return d

@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['TRAIN', 'ARMS', 'LOWER_NAMES', 'TABLES', 'parse_size', 'read_profile', 'find_data', 'data_manifest', 'identity',
-           'table_cells', 'make_plan', 'plan_name', 'cost', 'write_plan', 'progress', 'describe']
+           'table_cells', 'make_plan', 'plan_name', 'cost', 'write_plan', 'progress', 'describe', 'begin', 'end',
+           'collect', 'main']
 
-# %% ../nbs/24_plan.ipynb #a6dfb0b4
+# %% ../nbs/24_plan.ipynb #2bdca6ff
 import json
+import shutil
+import sys
 from collections.abc import Sequence
 from configparser import ConfigParser
 from pathlib import Path
@@ -15,7 +18,7 @@ from time import time
 
 from .runs import Param, atomic_file, check_parameters, folder_manifest, run_id, time_left
 
-# %% ../nbs/24_plan.ipynb #377ed9ce
+# %% ../nbs/24_plan.ipynb #596a3a74
 TRAIN = dict(
     profile=Param('smoke', "name of the profile, for the record"),
     data=Param('phantoms', "'phantoms', or a dataset folder"),
@@ -37,8 +40,9 @@ TRAIN = dict(
     epochs=Param(2, "parts that they are divided into, each validated and saved", low=1),
     bs=Param(2, "masked images in a batch; as many others join them", low=1),
     width=Param(4, "channels of the U-Net's first level", low=1),
+    head_width=Param(16, "channels within the heads", low=1),
     depth=Param(3, "halvings in the U-Net", low=1, high=6),
-    lr=Param(.005, "largest learning rate of the one-cycle schedule", low=0),
+    lr=Param(.01, "largest learning rate of the one-cycle schedule", low=0),
     head_weight=Param(1., "weight of the lower layers' loss", low=0),
     dice=Param(1., "weight of soft Dice", low=0),
     region=Param(.1, "weight of the region terms", low=0),
@@ -156,24 +160,24 @@ def cost(params:dict # a run's parameters
     "Rough relative cost of a run: other images double the batch, and a teacher looks at them too."
     return params['iterations'] * (1 + (params['kind'] != 'none') + .4*(params['teacher'] != 'none')) + 60
 
-# %% ../nbs/24_plan.ipynb #432b870c
+# %% ../nbs/24_plan.ipynb #b1be77a4
 def write_plan(plan:dict, # from `make_plan`
                folder:str|Path # where the runs' parameter files go
 ) -> None:
     "Write each run's parameters as NAME.json, and the plan with the time of its start as plan.json."
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    todo = [i for i, p in plan['runs'].items() if not (Path(p['runs'])/i).exists()]
+    todo = [i for i, p in plan['runs'].items() if not (Path(p['runs'])/i/'metrics.json').exists()]
     files = {f'{i}.json': p for i, p in plan['runs'].items()} | {'plan.json': dict(plan, todo=todo, started=time())}
     for name, content in files.items():
         with atomic_file(folder/name) as f: f.write(json.dumps(content).encode())
 
-# %% ../nbs/24_plan.ipynb #9b7a0d6c
+# %% ../nbs/24_plan.ipynb #4dff85c9
 def progress(folder:str|Path, # folder of `write_plan`
              run:str|None=None # the run that just ended
 ) -> str: # one line
     "Which run of how many is done and about how long the rest takes."
     plan = json.loads((Path(folder)/'plan.json').read_text())
-    here = [i for i in plan['todo'] if (Path(plan['runs'][i]['runs'])/i).exists()]
+    here = [i for i in plan['todo'] if (Path(plan['runs'][i]['runs'])/i/'metrics.json').exists()]
     done, total = [sum(cost(plan['runs'][i]) for i in ids) for ids in (here, plan['todo'])]
     before = len(plan['runs']) - len(plan['todo'])
     what = describe(plan['runs'][run]) + ': ' if run else ''
@@ -185,3 +189,48 @@ def describe(params:dict # a run's parameters
     "A run in a few words."
     others = '' if params['kind'] == 'none' else f" + {params['kind']} ({params['teacher']}-taught)"
     return f"{params['masks']} masks{others}, lower layers {LOWER_NAMES[params['lower']]}, seed {params['seed']}"
+
+# %% ../nbs/24_plan.ipynb #9fc05e9c
+def begin(profile:str='quick', # a section of settings.ini
+          data:str='phantoms', # see `find_data`
+          runs:str='runs', # folder of the runs
+          figures:str='figures' # folder of tables and figures
+) -> str: # one line
+    "How many runs a profile has, and how many are finished."
+    plan = make_plan('settings.ini', profile, data, runs)
+    done = sum((Path(runs)/i/'metrics.json').exists() for i in plan['runs'])
+    return f"{plan['name']}: {len(plan['runs'])} runs, {done} of them finished; tables and figures go to {figures}/{plan['name']}/"
+
+# %% ../nbs/24_plan.ipynb #ba18c071
+def end(profile:str='quick', # a section of settings.ini
+        data:str='phantoms', # see `find_data`
+        runs:str='runs', # folder of the runs
+        figures:str='figures' # folder of tables and figures
+) -> str: # several lines
+    "The headline table, and every file that belongs to the profile."
+    plan = make_plan('settings.ini', profile, data, runs)
+    folder = Path(figures)/plan['name']
+    table = (folder/'table2.md').read_text().strip()
+    return '\n'.join([table, '', 'Written:', *(f'  {f}' for f in sorted(folder.iterdir())), f"  {len(plan['runs'])} runs in {runs}/"])
+
+# %% ../nbs/24_plan.ipynb #dd3579fa
+def collect(profile:str='quick', # a section of settings.ini
+            data:str='phantoms', # see `find_data`
+            runs:str='runs', # folder of the runs
+            results:str='results' # folder to commit
+) -> str: # one line
+    "Copy the small files of finished runs, all but the weights, to RESULTS/PROFILE."
+    plan, n = make_plan('settings.ini', profile, data, runs), 0
+    for i in plan['runs']:
+        if not (Path(runs)/i/'metrics.json').exists(): continue
+        shutil.copytree(Path(runs)/i, Path(results)/plan['name']/i, ignore=shutil.ignore_patterns('*.safetensors', '.*'), dirs_exist_ok=True)
+        n += 1
+    return f"{n} of {len(plan['runs'])} runs are in {results}/{plan['name']}"
+
+# %% ../nbs/24_plan.ipynb #1c1a779a
+def main(args:Sequence[str]|None=None # begin, end or collect; profile, data, runs, figures; the command line if not given
+) -> None:
+    "Entry point of `mlds-plan`."
+    what, *rest = args or sys.argv[1:]
+    try: print({'begin': begin, 'end': end, 'collect': collect}[what](*rest), flush=True)
+    except (ValueError, OSError) as e: sys.exit(f'error: {e}')

@@ -218,7 +218,7 @@ def read_json(path:Path # a JSON file of a run
     except (OSError, ValueError) as e:
         raise ValueError(f"{path} is missing or damaged ({e}). Delete the folder {path.parent} to run it again") from e
 
-# %% ../nbs/21_runs.ipynb #8a8b4692
+# %% ../nbs/21_runs.ipynb #f150722f
 class Run:
     "A run's folder: `work` (root/id.partial) until it is finished, `path` (root/id) from then on."
     def __init__(self,
@@ -230,9 +230,9 @@ class Run:
         self.params, self.manifest = plain(params, 'params', _exact), plain(manifest, 'manifest', _exact)
         self.path, self.work = self.root/self.id, self.root/f'{self.id}.partial'
 
-    def __repr__(self): return f"Run {self.id} ({'finished' if self.path.exists() else 'unfinished'})"
+    def __repr__(self): return f"Run {self.id} ({'finished' if (self.path/'metrics.json').exists() else 'unfinished'})"
 
-# %% ../nbs/21_runs.ipynb #f4d4f330
+# %% ../nbs/21_runs.ipynb #90a70d63
 def _differences(a, b): return ', '.join(f'{k}: {a.get(k)!r} there, {b.get(k)!r} here' for k in {**a, **b} if a.get(k) != b.get(k))
 
 @patch
@@ -249,7 +249,7 @@ def verify(self:Run,
 @patch(as_prop=True)
 def finished(self:Run) -> bool: # is everything there?
     "Whether the run's folder is complete, and its own."
-    if not self.path.exists(): return False
+    if not (self.path/'metrics.json').exists(): return False
     self.verify(self.path)
     return True
 
@@ -327,25 +327,26 @@ def save_json(self:Run,
     "Write a JSON file of an unfinished run; undefined numbers become null."
     return self.save_text(name, json.dumps(plain(obj, name, _or_null), indent=1) + '\n')
 
-# %% ../nbs/21_runs.ipynb #c1c53087
+# %% ../nbs/21_runs.ipynb #badc6035
 @patch
 def finish(self:Run,
            metrics:dict # name -> number, lists and dicts of them
 ) -> Path: # the finished folder
     "Write the metrics and give the folder its final name."
     self.save_json('metrics.json', metrics)
+    shutil.rmtree(self.path, ignore_errors=True)  # a workflow engine may have made the folder, or taken its metrics away
     os.rename(self.work, self.path)
     _sync(self.root)
     unlock(self.work.absolute()/'.lock')
     (self.path/'.lock').unlink(missing_ok=True)
     return self.path
 
-# %% ../nbs/21_runs.ipynb #6ffe45af
+# %% ../nbs/21_runs.ipynb #cc059c99
 def load_runs(root:str|Path # the folder of all runs
 ) -> list[dict]: # for each: id, path, params, manifest, metrics, environment
     "Every finished run in `root`, by name."
     if not Path(root).is_dir(): raise FileNotFoundError(f"there are no runs in {root}; run the experiments first")
-    paths = sorted(p for p in Path(root).iterdir() if re.fullmatch('[0-9a-f]{12}', p.name))
+    paths = sorted(p for p in Path(root).iterdir() if re.fullmatch('[0-9a-f]{12}', p.name) and any(p.iterdir()))
     parts = ('params', 'manifest', 'metrics', 'environment')
     return [{'id': p.name, 'path': p, **{part: read_json(p/f'{part}.json') for part in parts}} for p in paths]
 

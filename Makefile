@@ -1,0 +1,53 @@
+# make reproduce   every table and figure of a profile; PROFILE=smoke|quick|full, DATA=phantoms or a dataset folder
+# make test        every notebook and test
+# make redraw      tables and figures from committed runs under results/, nothing is trained
+PROFILE ?= quick
+DATA    ?= phantoms
+RUNS    ?= runs
+FIGURES ?= figures
+PYTHON  ?= python3
+CORES   ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+
+BIN     := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYTHONWARNINGS ?= ignore
+SNAKEMAKE = snakemake --nolock --rerun-incomplete --rerun-triggers mtime --quiet all --cores $(CORES)
+
+.PHONY: help install reproduce redraw results test readme clean
+
+help:
+	@sed -n 's/^# //p' Makefile | head -3
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -e ".[dev]"
+	touch $@
+
+reproduce: install
+	@mlds-plan begin $(PROFILE) "$(DATA)" $(RUNS) $(FIGURES)
+	@$(SNAKEMAKE) --config profile=$(PROFILE) data="$(DATA)" runs=$(RUNS) figures=$(FIGURES)
+	@mlds-plan end $(PROFILE) "$(DATA)" $(RUNS) $(FIGURES)
+
+# Draws from results/PROFILE, where finished runs are committed.
+redraw: install
+	@for n in table1 table2 figure1 figure2; do \
+	  papermill --no-progress-bar --log-level ERROR -k python3 nbs/experiments/$$n.ipynb $(or $(TMPDIR),/tmp)/mlds-$$n.ipynb \
+	    -p profile $(PROFILE) -p data "$(DATA)" -p runs results/$(PROFILE) -p figures $(FIGURES) || exit 1; done
+	@mlds-plan end $(PROFILE) "$(DATA)" results/$(PROFILE) $(FIGURES)
+
+# Copies the small files of a profile's finished runs to results/, to be committed.
+results: install
+	@mlds-plan collect $(PROFILE) "$(DATA)" $(RUNS)
+
+test: install
+	nbdev-test --path nbs --n_workers 2
+	pytest -q
+
+readme: install
+	jupyter nbconvert --to markdown --output-dir . --output README nbs/index.ipynb
+
+clean:
+	rm -rf runs .snakemake

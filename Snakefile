@@ -1,0 +1,64 @@
+# What a profile's tables and figures need, and how to make it. `make reproduce` calls this file;
+#   snakemake --cores 2 --config profile=quick data=phantoms
+# runs it by hand, and an executor plugin (--executor slurm ...) sends the trainings to a cluster.
+import sys
+sys.path.insert(0, workflow.basedir)  # the library of this checkout
+
+from mlds.plan import make_plan, write_plan
+
+PROFILE, DATA = config.get("profile", "quick"), str(config.get("data", "phantoms"))
+RUNS, FIGURES = config.get("runs", "runs"), config.get("figures", "figures")
+PLAN = make_plan("settings.ini", PROFILE, DATA, RUNS)
+FILES = f"{RUNS}/plans/{PLAN['name']}"  # parameters of each run, executed notebooks
+RESULTS = ["table1", "table2", "figure1", "figure2"]
+PAPERMILL = "papermill --no-progress-bar --log-level ERROR -k python3 --execution-timeout 86400"
+write_plan(PLAN, FILES)
+
+
+# Table 2 has the cells that the figures are drawn from.
+def runs_of(wildcards):
+    table = wildcards.result if wildcards.result.startswith("table") else "table2"
+    return sorted({f"{RUNS}/{cell['run']}/metrics.json" for cell in PLAN[table]})
+
+
+wildcard_constraints:
+    run="[0-9a-f]{12}",
+
+
+localrules:
+    all,
+
+
+rule all:
+    input:
+        expand(f"{FIGURES}/{PLAN['name']}/{{result}}.md", result=RESULTS),
+
+
+# The library makes the run's folder complete or not at all, so the metrics file stands for the folder.
+rule train:
+    input:
+        [] if DATA != "phantoms" else ancient(f"{FILES}/phantoms.done"),
+    output:
+        f"{RUNS}/{{run}}/metrics.json",
+    threads: 1
+    shell:
+        "OMP_NUM_THREADS={threads} " + PAPERMILL + f" nbs/experiments/train.ipynb {FILES}/{{wildcards.run}}.ipynb -f {FILES}/{{wildcards.run}}.json"
+        + f" && python -c \"from mlds.plan import progress; print(progress('{FILES}', '{{wildcards.run}}'), flush=True)\""
+
+
+rule phantoms:
+    output:
+        touch(f"{FILES}/phantoms.done"),
+    shell:
+        f"python -c \"from mlds.experiments import phantom_folder; import json; phantom_folder(json.load(open('{FILES}/plan.json'))['settings'])\""
+
+
+rule draw:
+    input:
+        runs_of,
+        notebook="nbs/experiments/{result}.ipynb",
+    output:
+        f"{FIGURES}/{PLAN['name']}/{{result}}.md",
+        f"{FIGURES}/{PLAN['name']}/{{result}}.png",
+    shell:
+        PAPERMILL + f" {{input.notebook}} {FILES}/{{wildcards.result}}.ipynb -p profile {PROFILE} -p data '{DATA}' -p runs {RUNS} -p figures {FIGURES}"

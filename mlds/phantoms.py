@@ -122,14 +122,15 @@ def draw_fluids(
         ped=draw_lenses(rng, rng.integers(1,4)*has[2], (.08,.21), (.12,.26), (.26,.48)),
         fill=dict(IRF=rng.uniform(.02,.08), SRF=rng.uniform(.02,.07), PED=rng.uniform(.05,.16)))
 
-# %% ../nbs/02_phantoms.ipynb #e7934381
+# %% ../nbs/02_phantoms.ipynb #10d546ae
 def draw_shape(
     rng: np.random.Generator, # source of randomness
 ) -> dict: # parameters of `thicknesses` and `boundaries`
     "Draw an eye's anatomy"
     u = rng.uniform
-    return dict(base=u(.63,.69), tilt=u(-.11,.11), curve=u(-.03,.28), zcurve=u(-.05,.15), thick=u(.21,.245), side=rng.choice([-1,1]),
-        fovea=rng.normal(0,.05,2), pit=u(.075,.11), wavy=ripples(rng,4,.4,1.6), fine=ripples(rng,8,2,8), rough=ripples(rng,8,5,16))
+    return dict(base=u(.63,.69), tilt=u(-.11,.11), curve=u(-.03,.28), zcurve=u(-.05,.15), thick=u(.21,.245),
+        side=rng.choice([-1,1]), fovea=rng.normal(0,.05,2), pit=u(.075,.11),
+        wavy=ripples(rng,4,.4,1.6), fine=ripples(rng,8,2,8), rough=ripples(rng,8,5,16))
 
 def draw_look(
     rng: np.random.Generator, # source of randomness
@@ -137,20 +138,23 @@ def draw_look(
     "Draw an eye's vessels, brightness and other traits that are no anatomy"
     u, n = rng.uniform, rng.integers(8,20)
     return dict(vessels=np.stack([u(-.6,.6,n), u(-.5,.5,n), .0035*rng.lognormal(0,.7,n), u(.12,.65,n)]),
-        contrast=rng.normal(1,.05,len(LAYERS)), gain=u(.92,1.08), blur=u(.85,1.2), dim=u(0,.35), foci=rng.integers(0,30),
-        detached=rng.random()<.4, gap=u(.02,.09), hyaloid=ripples(rng,3,.3,1.2), frame=u(-1,1,4), framed=rng.random())
+        contrast=rng.normal(1,.05,len(LAYERS)), gain=u(.92,1.08), blur=u(.85,1.2), dim=u(0,.35),
+        foci=rng.integers(0,30), detached=rng.random()<.4, gap=u(.02,.09), hyaloid=ripples(rng,3,.3,1.2),
+        frame=u(-1,1,4), framed=rng.random())
 
-# %% ../nbs/02_phantoms.ipynb #09dae79f
+# %% ../nbs/02_phantoms.ipynb #718ef6f1
 def oct_eye(
     seed: int,   # seed of the data set
     volume: int, # number of the volume within it, from 0
     scanner: str|None=None, # one of `SCANNERS`; drawn at random if None
 ) -> SimpleNamespace: # everything that is the same in all scans of the volume
     "Draw one eye and the scanner that sees it"
-    if scanner not in (None, *SCANNERS): raise ValueError(f"scanner {scanner!r} is unknown; choose from {', '.join(SCANNERS)}, or None")
+    if scanner not in (None, *SCANNERS):
+        raise ValueError(f"scanner {scanner!r} is unknown; choose from {', '.join(SCANNERS)}, or None")
     rng = np.random.default_rng([seed, volume])
     name = str(rng.choice(list(SCANNERS)))
-    return SimpleNamespace(seed=seed, volume=volume, scanner=scanner or name, **draw_fluids(rng), **draw_shape(rng), **draw_look(rng))
+    drawn = draw_fluids(rng) | draw_shape(rng) | draw_look(rng)
+    return SimpleNamespace(seed=seed, volume=volume, scanner=scanner or name, **drawn)
 
 # %% ../nbs/02_phantoms.ipynb #af9a3745
 def swelling(
@@ -236,7 +240,7 @@ def brightness(
     at = (np.arange(STEPS)+.5)/STEPS
     return np.concatenate([np.interp(at, np.linspace(0,1,len(v)), v) for v in curve.values()] + [[0]]).astype(np.float32)
 
-# %% ../nbs/02_phantoms.ipynb #9710ba2e
+# %% ../nbs/02_phantoms.ipynb #1d764eb9
 def oct_section(
     e: SimpleNamespace, # from `oct_eye`
     scan: int,   # number of the scan, from 0
@@ -249,7 +253,8 @@ def oct_section(
     y = ((np.arange(size[0])+.5)/size[0]).astype(np.float32)[:,None]
     b = boundaries(e, x, z) + rng.normal(0, .004)
     b += max(0, .06 - b[0].min())   # an operator keeps a swollen retina in view
-    return SimpleNamespace(e=e, sc=sc, rng=rng, size=size, x=x, y=y, z=z, b=b, t=layer_coordinate(b, size[0]), pixel=size[0]/256)
+    t = layer_coordinate(b, size[0])
+    return SimpleNamespace(e=e, sc=sc, rng=rng, size=size, x=x, y=y, z=z, b=b, t=t, pixel=size[0]/256)
 
 # %% ../nbs/02_phantoms.ipynb #e44b0b61
 @lru_cache(maxsize=64)
@@ -461,14 +466,15 @@ def oct_phantoms(
     size = _checked(volumes, scans, size)
     return pd.DataFrame([row for k in range(volumes) for row in _rows(k, scans, size, seed)])
 
-# %% ../nbs/02_phantoms.ipynb #2a9ecefe
+# %% ../nbs/02_phantoms.ipynb #f353b513
 def _same_recipe(path, recipe):
     "Whether `path` holds the phantoms of `recipe`; an error if it holds anything else"
     if not path.exists(): return False
     file = path/'recipe.json'
     found = json.loads(file.read_text()) if file.exists() else None
     if found == recipe: return True
-    raise FileExistsError(f'{path} exists, but its recipe is {found}, not {recipe}; remove the folder or choose another path')
+    raise FileExistsError(f'{path} exists, but its recipe is {found}, not {recipe}; '
+                          'remove the folder or choose another path')
 
 def _write_volume(path, volume, scans, size, seed):
     "Write one volume's images; its rows of labels.csv"

@@ -146,28 +146,28 @@ def level_state(level:ClassSets, # int64 (3, h, w)
     certain, possible = level.certain >> c & 1, level.possible >> c & 1
     return np.where(certain.bool(), 1., np.where(possible.bool(), .4, 0.))
 
-# %% ../nbs/23_plots.ipynb #1fd50424
+# %% ../nbs/23_plots.ipynb #a3cac678
 def method_figure(rows:Mapping[str, tuple], # kind -> (class sets, narrowed class sets, prediction), each of one image
                   image:np.ndarray, # (H, W) grey
                   classes:Sequence[str], # class names, background first
                   c:int, # the class whose levels are drawn
-                  strides:Sequence[int]=(16, 8, 4, 2) # of the levels
+                  strides:Sequence[int]=(0, 16, 8, 4) # of the levels; 0 is the whole image in one cell
 ) -> Figure: # a row for each kind
     "Annotation, certain and possible at each level, the teacher's narrowing, the result."
     fig, axs = plt.subplots(len(rows), 3 + len(strides), figsize=(1.55*(3+len(strides)), 1.6*len(rows) + .6), dpi=80, layout='constrained')
     H, W = image.shape
     for r, (ax, (kind, (sets, narrowed, found))) in enumerate(zip(axs, rows.items())):
-        sizes = [(-(-H//s), -(-W//s)) for s in (1, 2, 4, 8, 16)]
-        levels = dict(zip((1, 2, 4, 8, 16), pyramid(sets, sizes, len(classes))))
+        sizes = [(-(-H//s), -(-W//s)) if s else (1, 1) for s in (1, 2, 4, 8, 16, 0)]
+        levels = dict(zip((1, 2, 4, 8, 16, 0), pyramid(sets, sizes, len(classes))))
         draw(sets, classes, image, ax[0], 'annotation' if r == 0 else ''); ax[0].set_ylabel(kind, fontsize=9)
-        for a, s in zip(ax[1:], strides): _level(a, levels[s], c, f'{classes[c]} in cells of {s}' if r == 0 else '')
+        for a, s in zip(ax[1:], strides): _level(a, levels[s], c, f'{classes[c]}, cells of {s}' if s else f'{classes[c]}, whole image', r == 0)
         draw(narrowed, classes, image, ax[-2], "teacher's pseudo-label" if r == 0 else '')
         draw(from_labels(found, len(classes)), classes, image, ax[-1], 'result' if r == 0 else '')
     for a in axs.flat: a.title.set_fontsize(8)
     fig.legend(handles=legend_handles(classes), loc='outside lower center', ncols=len(classes)-1, fontsize=8, frameon=False)
     return fig
 
-# %% ../nbs/23_plots.ipynb #0f47f92f
-def _level(ax, level, c, title):
+# %% ../nbs/23_plots.ipynb #bd64f4ea
+def _level(ax, level, c, title, first):
     ax.imshow(level_state(level, c), cmap='Blues', vmin=0, vmax=1)
-    ax.set(xticks=[], yticks=[], title=title)
+    ax.set(xticks=[], yticks=[], title=title if first else '')

@@ -12,6 +12,7 @@ PLAN = make_plan("settings.ini", PROFILE, DATA, RUNS)
 FILES = f"{RUNS}/plans/{PLAN['name']}"  # parameters of each run, executed notebooks
 RESULTS = ["table1", "table2", "figure1", "figure2"]
 PAPERMILL = "papermill --no-progress-bar --log-level ERROR -k python3 --execution-timeout 86400"
+SHOW = "|| { grep -v IPKernelApp {log} | tail -n 20 >&2; exit 1; }"  # the error, when there is one
 write_plan(PLAN, FILES)
 
 
@@ -40,10 +41,12 @@ rule train:
         [] if DATA != "phantoms" else ancient(f"{FILES}/phantoms.done"),
     output:
         f"{RUNS}/{{run}}/metrics.json",
+    log:
+        f"{FILES}/{{run}}.log",
     threads: 1
     shell:
         "OMP_NUM_THREADS={threads} " + PAPERMILL + f" nbs/experiments/train.ipynb {FILES}/{{wildcards.run}}.ipynb -f {FILES}/{{wildcards.run}}.json"
-        + f" && python -c \"from mlds.plan import progress; print(progress('{FILES}', '{{wildcards.run}}'), flush=True)\""
+        + " > {log} 2>&1 " + SHOW + f" && python -c \"from mlds.plan import progress; print(progress('{FILES}', '{{wildcards.run}}'), flush=True)\""
 
 
 rule phantoms:
@@ -60,5 +63,8 @@ rule draw:
     output:
         f"{FIGURES}/{PLAN['name']}/{{result}}.md",
         f"{FIGURES}/{PLAN['name']}/{{result}}.png",
+    log:
+        f"{FILES}/{{result}}.log",
     shell:
         PAPERMILL + f" {{input.notebook}} {FILES}/{{wildcards.result}}.ipynb -p profile {PROFILE} -p data '{DATA}' -p runs {RUNS} -p figures {FIGURES}"
+        + " > {log} 2>&1 " + SHOW

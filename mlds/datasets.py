@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_image', 'standardize', 'read_classes', 'read_folder', 'check_catalogue', 'split_groups', 'check_splits',
-           'mask_order', 'thin_out']
+           'shown_classes', 'mask_order', 'thin_out']
 
 # %% ../nbs/03_datasets.ipynb #59a2d0cd
 from collections.abc import Sequence
@@ -132,15 +132,24 @@ def check_splits(catalogue:pd.DataFrame # table with group, split
     if empty := [s for s in ('train', 'valid') if s not in set(catalogue.split)]: raise ValueError(f"split '{empty[0]}' is empty: give it at least one group")
     return catalogue
 
-# %% ../nbs/03_datasets.ipynb #118a31e4
+# %% ../nbs/03_datasets.ipynb #7c95d024
+def shown_classes(train:pd.DataFrame, # training rows, every annotation a Mask
+                  n_classes:int # number of classes of the task
+) -> list[set[int]]: # for each row the foreground classes that it shows well
+    "The classes that cover, in an image, at least the median of their areas where they occur."
+    areas = np.stack([np.bincount(a.read().flatten(), minlength=n_classes) for a in train.annotation])
+    areas = np.where(areas > 0, areas, np.nan)[:, 1:n_classes]
+    medians = [np.median(c[~np.isnan(c)]) if (~np.isnan(c)).any() else np.inf for c in areas.T]
+    return [set(np.flatnonzero(row >= medians) + 1) for row in areas]
+
+# %% ../nbs/03_datasets.ipynb #d837692e
 def mask_order(train:pd.DataFrame, # training rows, every annotation a Mask
                n_classes:int, # number of classes of the task
                seed:int # the same seed gives the same order
 ) -> list[int]: # positions in `train`, those to be masked first
-    "A random order whose first images show every class that occurs."
+    "A random order whose first images show every class that occurs, and show it well."
     order = random.Random(seed).sample(range(len(train)), len(train))
-    shows = [set(np.unique(a.read())) for a in train.annotation]
-    first, seen = [], {0}
+    shows, first, seen = shown_classes(train, n_classes), [], set()
     for i in sorted(order, key=lambda i: -len(shows[i])):
         if shows[i] - seen: first.append(i); seen |= shows[i]
     return first + [i for i in order if i not in set(first)]

@@ -7,7 +7,7 @@ __all__ = ['phantom_folder', 'load_data', 'shows_foreground', 'limit_pool', 'exp
            'evaluate', 'summarize', 'teaching_row', 'teaching_example', 'pick_examples', 'save_examples', 'record',
            'train_and_record', 'device_name']
 
-# %% ../nbs/25_experiments.ipynb #07c57729
+# %% ../nbs/25_experiments.ipynb #755f5a65
 import io
 import random
 import time
@@ -33,6 +33,7 @@ from .phantoms import save_phantoms
 from .pseudolabels import narrow
 from .plan import TRAIN, data_manifest, identity, parse_size
 from .runs import Run, check_parameters
+from .unet import UNet, leak
 
 # %% ../nbs/25_experiments.ipynb #71132848
 def phantom_folder(params:dict # checked parameters
@@ -85,7 +86,7 @@ def experiment_dataloaders(params:dict, # checked parameters
     return mixed_dataloaders(few, classes, size=parse_size(params['size']), quota={k: params['bs'] for k in sorted(kinds)},
                              iterations=params['iterations']//params['epochs'], seed=params['seed'])
 
-# %% ../nbs/25_experiments.ipynb #3f110179
+# %% ../nbs/25_experiments.ipynb #980f8867
 def experiment_learner(params:dict, # checked parameters
                        dls:DataLoaders # from `experiment_dataloaders`
 ) -> Learner: # ready to fit
@@ -93,8 +94,9 @@ def experiment_learner(params:dict, # checked parameters
     teaching = {k: params[k] for k in ('decay', 'threshold', 'start', 'ramp')}
     loss = {k: params[k] for k in ('head_weight', 'dice', 'region')}
     cbs = [] if params['precision'] == 'fp32' else [MixedPrecision(params['precision'])]
-    return semi_weak_learner(dls, teacher=params['teacher'], lower=params['lower'], width=params['width'], depth=params['depth'],
-                             head_width=params['head_width'], loss=loss, teaching=teaching, metrics=ForegroundIoU(), cbs=cbs)
+    shape = {k: params[k] for k in ('width', 'depth', 'head_width')}
+    model = leak(UNet(1, len(dls.train.dataset.classes), **shape), params['leak'])
+    return semi_weak_learner(dls, model, teacher=params['teacher'], lower=params['lower'], loss=loss, teaching=teaching, metrics=ForegroundIoU(), cbs=cbs)
 
 # %% ../nbs/25_experiments.ipynb #06696c20
 def fit(learn:Learner, # from `experiment_learner`

@@ -18,7 +18,7 @@ from time import time
 
 from .runs import Param, atomic_file, check_parameters, folder_manifest, run_id, time_left
 
-# %% ../nbs/24_plan.ipynb #596a3a74
+# %% ../nbs/24_plan.ipynb #fe590118
 TRAIN = dict(
     profile=Param('smoke', "name of the profile, for the record"),
     data=Param('phantoms', "'phantoms', or a dataset folder"),
@@ -41,9 +41,10 @@ TRAIN = dict(
     bs=Param(2, "masked images in a batch; as many others join them", low=1),
     width=Param(4, "channels of the U-Net's first level", low=1),
     head_width=Param(16, "channels within the heads", low=1),
+    leak=Param(.1, "slope of the ReLUs' negative side", low=0, high=1),
     depth=Param(3, "halvings in the U-Net", low=1, high=6),
     lr=Param(.01, "largest learning rate of the one-cycle schedule", low=0),
-    head_weight=Param(1., "weight of the lower layers' loss", low=0),
+    head_weight=Param(.5, "weight of the sum of the lower layers' losses", low=0),
     dice=Param(1., "weight of soft Dice", low=0),
     region=Param(.1, "weight of the region terms", low=0),
     decay=Param(.99, "decay of the moving average", low=0, high=.99999),

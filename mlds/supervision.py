@@ -23,17 +23,19 @@ def candidate_nll(logits:Tensor, # float (B, C, H, W)
     inside = logits.masked_fill(~unpack(possible, logits.shape[1]), -torch.inf)
     return logits.logsumexp(1) - inside.logsumexp(1)
 
-# %% ../nbs/06_supervision.ipynb #3459206a
+# %% ../nbs/06_supervision.ipynb #d590900d
 def soft_dice_loss(logits:Tensor, # float (B, C, H, W)
                    sets:ClassSets, # int64 (B, 3, H, W)
-                   eps:float=1. # pixels added to both sides, so that absent classes do not divide by zero
+                   eps:float=1. # pixels added to both sides, against division by zero
 ) -> Tensor: # scalar in 0..1
-    "One minus soft Dice over the known pixels, averaged over the foreground classes."
+    "One minus soft Dice over the known pixels, averaged over the foreground classes that occur there."
     known = sets.known[:, None]
     p = logits.float().softmax(1) * known
     t = unpack(sets.certain, logits.shape[1]) * known
     dims = (0, 2, 3)
-    return (1 - (2*(p*t).sum(dims) + eps) / (p.sum(dims) + t.sum(dims) + eps))[1:].mean()
+    size = t.sum(dims)[1:]
+    loss = 1 - (2*(p*t).sum(dims)[1:] + eps) / (p.sum(dims)[1:] + size + eps)
+    return (loss * (size > 0)).sum() / (size > 0).sum().clamp(min=1)
 
 # %% ../nbs/06_supervision.ipynb #17f0cd46
 def log_probs(logits:Tensor, # float (B, C, h, w)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Prediction', 'norm_layer', 'conv_unit', 'double_conv', 'head', 'up_layer', 'UpBlock', 'pad_to_multiple', 'crop_cells',
            'PlainEncoder', 'local_weights', 'TimmEncoder', 'init_decoder', 'EncoderDecoder', 'UNet', 'level_table',
-           'TimmUNet', 'unet_splitter']
+           'TimmUNet', 'unet_splitter', 'leak']
 
 # %% ../nbs/05_unet.ipynb #ed7683a2
 from collections.abc import Iterable, Sequence
@@ -265,3 +265,15 @@ def unet_splitter(
     encoder = list(model.encoder.parameters())
     rest = [p for n, p in model.named_parameters() if not n.startswith('encoder.')]
     return L(encoder, rest)
+
+# %% ../nbs/05_unet.ipynb #ccd970ee
+def leak(
+    model:nn.Module, # changed in place
+    slope:float=.1, # on the negative side; 0 leaves the ReLUs alone
+) -> nn.Module: # the model
+    "Turn every ReLU into a leaky one."
+    if not slope: return model
+    for parent in list(model.modules()):
+        for name, m in parent.named_children():
+            if isinstance(m, nn.ReLU): setattr(parent, name, nn.LeakyReLU(slope, inplace=True))
+    return model

@@ -6,6 +6,7 @@ DATA    ?= phantoms
 RUNS    ?= runs
 FIGURES ?= figures
 PYTHON  ?= python3
+README  ?= README.md
 CORES   ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 
 BIN     := .venv/bin
@@ -28,7 +29,8 @@ install: .venv/.installed
 
 reproduce: install
 	@mlds-plan begin $(PROFILE) "$(DATA)" $(RUNS) $(FIGURES)
-	@$(SNAKEMAKE) --config profile=$(PROFILE) data="$(DATA)" runs=$(RUNS) figures=$(FIGURES)
+	@$(SNAKEMAKE) --config profile=$(PROFILE) data="$(DATA)" runs=$(RUNS) figures=$(FIGURES) \
+	  || { echo "Stopped. What is finished is kept: the same command goes on. Logs: $(RUNS)/plans/*/*.log"; exit 1; }
 	@mlds-plan end $(PROFILE) "$(DATA)" $(RUNS) $(FIGURES)
 
 # Draws from results/PROFILE, where finished runs are committed.
@@ -42,12 +44,14 @@ redraw: install
 results: install
 	@mlds-plan collect $(PROFILE) "$(DATA)" $(RUNS)
 
+# The experiments' notebooks need runs, so tests/test_experiments.py runs them. One thread for each worker.
 test: install
-	nbdev-test --path nbs --n_workers 2
-	pytest -q
+	@OMP_NUM_THREADS=1 nbdev-test nbs --n-workers 2 --skip-folder-re '^([_.]|experiments$$)'
+	@OMP_NUM_THREADS=1 pytest -q
 
+# The text and code of nbs/index.ipynb, without outputs and hidden cells.
 readme: install
-	jupyter nbconvert --to markdown --output-dir . --output README nbs/index.ipynb
+	@python .ci/readme.py $(README)
 
 clean:
 	rm -rf runs .snakemake

@@ -10,9 +10,9 @@ PROFILE, DATA = config.get("profile", "quick"), str(config.get("data", "phantoms
 RUNS, FIGURES = config.get("runs", "runs"), config.get("figures", "figures")
 PLAN = make_plan("settings.ini", PROFILE, DATA, RUNS)
 FILES = f"{RUNS}/plans/{PLAN['name']}"  # parameters of each run, executed notebooks
-RESULTS = ["table1", "table2", "figure1", "figure2"]
+RESULTS = [*PLAN["tables"], "figure1", "figure2"]
 PAPERMILL = "papermill --no-progress-bar --log-level ERROR -k python3 --execution-timeout 86400"
-SHOW = "|| { grep -v IPKernelApp {log} | tail -n 20 >&2; exit 1; }"  # the error, when there is one
+SHOW = "|| (grep -v IPKernelApp {log} | tail -n 20 >&2; exit 1)"  # the error, when there is one
 write_plan(PLAN, FILES)
 
 

@@ -1,0 +1,184 @@
+"Whatever kind of annotation a mask is weakened to, at every level: certain classes are in the mask, the mask's classes are possible."
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import Tensor
+
+from mlds.annotations import KINDS, Boxes, Mask, PartialMask, Tags, boxes_of, weaken
+from mlds.classsets import MAX_CLASSES, ClassSets, class_sets, encode, from_labels, pyramid, unpack
+from mlds.pseudolabels import narrow
+
+check = lambda *strategies, n=40: lambda f: settings(max_examples=n, deadline=None)(given(*strategies)(f))
+torch.set_num_threads(1)
+seeds, side, few, kinds = st.integers(0, 2**31), st.integers(1, 33), st.integers(2, 20), st.sampled_from(KINDS)
+
+
+def random_labels(seed, h, w, c):
+    "Class ids in patches and specks, with background and some classes missing."
+    g = torch.Generator().manual_seed(seed)
+    coarse = torch.randint(0, c, (-(-h//4), -(-w//4)), generator=g).repeat_interleave(4, 0).repeat_interleave(4, 1)[:h, :w]
+    specks = torch.rand(h, w, generator=g) < .05
+    labels = torch.where(specks, torch.randint(0, c, (h, w), generator=g), coarse * (torch.rand(h, w, generator=g) < .9))
+    return labels * (torch.rand(c, generator=g) < .6)[labels]
+
+
+def sizes_of(h, w): return [(-(-h//s), -(-w//s)) for s in (16, 8, 4, 2, 1)]
+def inside(a, b): return not (a & ~b).any()
+
+
+def assert_contains(sets, truth, c):
+    "`sets` is an interval with `truth` in it, and each of its regions holds its class."
+    assert inside(sets.certain, truth.certain) and inside(truth.certain, sets.possible) and inside(sets.certain, sets.possible)
+    for k in range(MAX_CLASSES):
+        region = (sets.regions >> k & 1).bool()
+        if region.any(): assert (truth.certain[region] >> k % c & 1).any(), f'region bit {k} without class {k % c}'
+
+
+@check(seeds, side, side, few, kinds)
+def test_every_kind_contains_the_truth(seed, h, w, c, kind):
+    labels = random_labels(seed, h, w, c)
+    assert_contains(weaken(Mask(labels.numpy()), kind, c).class_sets((h, w), c), from_labels(labels, c), c)
+
+
+@check(seeds, side, side, few, kinds)
+def test_at_every_level_too(seed, h, w, c, kind):
+    labels = random_labels(seed, h, w, c)
+    weak, truth = (pyramid(s, sizes_of(h, w), c) for s in (weaken(Mask(labels.numpy()), kind, c).class_sets((h, w), c), from_labels(labels, c)))
+    for a, b in zip(weak, truth): assert_contains(a, b, c)
+
+
+@check(seeds, side, side, few)
+def test_weaker_kinds_say_less(seed, h, w, c):
+    mask = Mask(random_labels(seed, h, w, c).numpy())
+    by_kind = {k: weaken(mask, k, c).class_sets((h, w), c) for k in KINDS}
+    for strong, weak in zip(KINDS, KINDS[1:]):
+        a, b = by_kind[strong], by_kind[weak]
+        assert inside(b.certain, a.certain) and inside(a.possible, b.possible), (strong, weak)
+
+
+@check(seeds, side, side, few)
+def test_boxes_are_tight_and_say_what_is_outside(seed, h, w, c):
+    labels = random_labels(seed, h, w, c)
+    sets = weaken(Mask(labels.numpy()), 'boxes', c).class_sets((h, w), c)
+    for k, x0, y0, x1, y1 in boxes_of(labels.numpy(), c):
+        part = labels[y0:y1, x0:x1] == k
+        assert part[0].any() and part[-1].any() and part[:, 0].any() and part[:, -1].any()
+        assert (sets.possible[y0:y1, x0:x1] >> k & 1).all()
+    outside = sets.possible == 1
+    assert (sets.certain[outside] == 1).all() and not sets.certain[~outside].any() and not labels[outside].any()
+
+
+def test_diagonal_neighbours_share_a_box():
+    assert boxes_of(torch.eye(3, dtype=torch.long).numpy(), 2) == [(1, 0, 0, 3, 3)]
+    assert len(boxes_of(torch.tensor([[1, 0, 1]]).numpy(), 2)) == 2
+
+
+@pytest.mark.parametrize('c', [2, 4, 20, 31, 62])
+def test_more_boxes_than_region_bits(c):
+    "Boxes that share a bit make one larger region, which holds the class all the same."
+    labels = torch.zeros(24, 24, dtype=torch.long)
+    labels[::3, ::3] = c-1
+    boxes = boxes_of(labels.numpy(), c)
+    assert len(boxes) == 64 > MAX_CLASSES//c
+    sets, truth = Boxes(boxes).class_sets((24, 24), c), from_labels(labels, c)
+    assert len(sets.regions.unique()) == MAX_CLASSES//c + 1
+    for a, b in zip(pyramid(sets, sizes_of(24, 24), c), pyramid(truth, sizes_of(24, 24), c)): assert_contains(a, b, c)
+
+
+@check(seeds, side, side, few, st.data())
+def test_partial_masks_contain_the_truth(seed, h, w, c, data):
+    labels = random_labels(seed, h, w, c)
+    seen = data.draw(st.sets(st.integers(1, c-1)))
+    drawn = torch.where(torch.isin(labels, torch.tensor([0, *seen])), labels, 0)
+    sets = PartialMask(drawn.numpy(), annotated=tuple(seen)).class_sets((h, w), c)
+    for a, b in zip(pyramid(sets, sizes_of(h, w), c), pyramid(from_labels(labels, c), sizes_of(h, w), c)): assert_contains(a, b, c)
+    open_ = sets.possible[drawn == 0] & ((1 << c) - 1)
+    assert (open_ == encode({0, *range(1, c)} - seen)).all(), 'nothing drawn: background, or a class that nobody looked for'
+    if len(seen) < c-1: assert torch.equal(sets.known, drawn > 0)
+
+
+def test_a_partial_mask_that_leaves_nothing_out_is_a_mask():
+    labels = random_labels(0, 8, 8, 3)
+    partial, full = PartialMask(labels.numpy(), annotated=(1, 2)), Mask(labels.numpy())
+    assert torch.equal(*(m.class_sets((8, 8), 3).as_subclass(Tensor) for m in (partial, full)))
+
+
+def random_probs(seed, c, h, w, kind):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(1, c, h, w, generator=g) * {'mild': 1, 'sure': 30, 'flat': 0}[kind]
+    return x.softmax(1)
+
+
+@check(seeds, st.integers(1, 16), st.integers(1, 16), few, kinds, st.sampled_from(['mild', 'sure', 'flat']), st.floats(0, 1))
+def test_narrowing_stays_inside(seed, h, w, c, kind, sharp, threshold):
+    sets = weaken(Mask(random_labels(seed, h, w, c).numpy()), kind, c).class_sets((h, w), c)[None]
+    out = narrow(ClassSets(sets), random_probs(seed, c, h, w, sharp), threshold)
+    assert inside(sets.certain, out.certain) and inside(out.certain, out.possible) and inside(out.possible, sets.possible)
+    assert out.possible.bool().all() and torch.equal(out.regions, sets.regions)
+    assert torch.equal(out.as_subclass(Tensor)[:, :, sets.known[0]], sets.as_subclass(Tensor)[:, :, sets.known[0]])
+
+
+@check(seeds, few, st.sampled_from(['mild', 'sure', 'flat']), st.floats(0, 1))
+def test_narrowing_any_interval(seed, c, sharp, threshold):
+    "Also where some classes are certain and others open, as for overlapping structures."
+    bits = torch.randint(1, 1 << c, (3, 1, 9, 9), generator=torch.Generator().manual_seed(seed))
+    sets = class_sets(bits[0] & bits[1], bits[0] | bits[2])
+    out = narrow(sets, random_probs(seed, c, 9, 9, sharp), threshold)
+    assert inside(sets.certain, out.certain) and inside(out.certain, out.possible) and inside(out.possible, sets.possible)
+
+
+def shares(seed, sets, c):
+    "A network's probabilities, and the largest share of a possible class at each pixel."
+    p = random_probs(seed, c, *sets.shape[-2:], 'mild')
+    share = p * unpack(sets.possible, c)
+    return p, (share / share.sum(1, keepdim=True)).amax(1)
+
+
+@check(seeds, few, st.floats(.5, .99))
+def test_what_the_network_is_sure_of_is_decided(seed, c, threshold):
+    sets = weaken(Mask(random_labels(seed, 9, 9, c).numpy()), 'tags', c).class_sets((9, 9), c)[None]
+    p, top = shares(seed, sets, c)
+    out = narrow(sets, p, threshold)
+    assert out.known[top > threshold + 1e-4].all()
+    best = (p * unpack(sets.possible, c)).argmax(1)
+    assert (out.possible >> best & 1).all(), 'the most likely class stays possible'
+
+
+@check(seeds, few, st.floats(.5, .99))
+def test_what_the_network_is_not_sure_of_stays_open(seed, c, threshold):
+    "With many classes too: no class becomes certain because it is the least improbable of twenty."
+    sets = weaken(Mask(random_labels(seed, 9, 9, c).numpy()), 'unlabelled', c).class_sets((9, 9), c)[None]
+    p, top = shares(seed, sets, c)
+    assert not narrow(sets, p, threshold).known[top < threshold - 1e-4].any()
+
+
+@check(seeds, few, st.floats(0, .99), st.floats(0, .99))
+def test_a_higher_threshold_leaves_more_open(seed, c, a, b):
+    sets = weaken(Mask(random_labels(seed, 9, 9, c).numpy()), 'unlabelled', c).class_sets((9, 9), c)[None]
+    low, high = (narrow(sets, random_probs(seed, c, 9, 9, 'mild'), t) for t in sorted((a, b)))
+    assert inside(low.possible, high.possible) and inside(high.certain, low.certain)
+
+
+def test_no_probability_left_for_what_is_possible():
+    "The network rules out all that the annotation allows: the annotation wins, nothing is decided."
+    sets = Tags([1]).class_sets((2, 2), 3)[None]
+    probs = torch.zeros(1, 3, 2, 2)
+    probs[:, 2] = 1
+    assert torch.equal(narrow(ClassSets(sets), probs).as_subclass(Tensor), sets.as_subclass(Tensor))
+
+
+def test_a_mask_of_class_sets_keeps_every_class():
+    bits = torch.tensor([[0b110, 0b001], [0b000, 0b100]])
+    assert torch.equal(Mask(bits.numpy(), bits=True).class_sets((2, 2), 3).as_subclass(Tensor), class_sets(bits).as_subclass(Tensor))
+
+
+@pytest.mark.parametrize('bits', [0b1000, -1])
+def test_a_mask_of_class_sets_with_unknown_classes(bits):
+    with pytest.raises(ValueError, match='class'): Mask(torch.tensor([[1, bits]]).numpy(), bits=True).class_sets((1, 2), 3)
+
+
+@pytest.mark.parametrize('make', [lambda: Boxes([(1, 0, 0, 9, 9)]), lambda: Boxes([(3, 0, 0, 2, 2)]), lambda: Boxes([(1, 2, 0, 1, 2)]),
+                                  lambda: Boxes([(1, 0, 0, float('nan'), 2)]), lambda: Boxes([(0, 0, 0, 2, 2)]), lambda: Boxes([(1, -1, 0, 2, 2)]),
+                                  lambda: Tags([0]), lambda: Tags([3]), lambda: Mask(torch.zeros(3, 4).numpy())])
+def test_contradictions_are_refused(make):
+    with pytest.raises(ValueError, match='box|image labels|mask is'): make().class_sets((4, 4), 3)

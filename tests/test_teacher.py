@@ -1,0 +1,268 @@
+"The teacher against timm's moving average, step by step; skipped steps, checkpoints, interruptions; its labels within the loop."
+import io
+
+import pytest
+import torch
+from fastai.callback.core import Callback, CancelBatchException, CancelStepException, CancelValidException
+from fastai.callback.progress import ProgressCallback
+from fastai.callback.schedule import Learner
+from fastai.callback.training import GradientAccumulation
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.losses import CrossEntropyLossFlat
+from fastai.torch_core import set_seed
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from mlds.checkpoints import Checkpoint
+from mlds.classsets import ClassSets, class_sets
+from mlds.learner import best_model
+from mlds.pseudolabels import Perturb, PseudoLabels
+from mlds.supervision import MixedLoss
+from mlds.teacher import MeanTeacher
+from mlds.unet import UNet
+
+torch.set_num_threads(1)
+
+
+class Spots:
+    def __init__(self, n): self.x, self.y = torch.randn(n, 1, 6, 6), torch.randint(0, 2, (n,))
+    def __len__(self): return len(self.x)
+    def __getitem__(self, i): return self.x[i], self.y[i]
+
+
+def learner(*cbs, decay=.9, validate=True, lr=.05):
+    set_seed(0)
+    dls = DataLoaders(DataLoader(Spots(24), bs=4), DataLoader(Spots(8), bs=4))
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Dropout(.2), nn.Flatten(), nn.Linear(48, 2))
+    learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), lr=lr, cbs=[MeanTeacher(decay, validate), *cbs])
+    return learn.remove_cb(ProgressCallback)
+
+
+def fit(learn, n=2, **kwargs):
+    with learn.no_logging(): learn.fit(n, **kwargs)
+    return learn
+
+
+class Beside(Callback):
+    "timm's average, updated by hand after each step that was taken; compares at once."
+    order = 50
+    def __init__(self, decay): self.decay, self.steps, self.compared = decay, 0, 0
+    def before_fit(self): self.average = ModelEmaV3(self.learn.model, self.decay, use_warmup=True, dtype=torch.float32) if not self.steps else self.average
+    def before_batch(self):
+        if self.training: self.before = [p.detach().clone() for p in self.learn.model.parameters()]
+    def after_batch(self):
+        if not self.training: return
+        if any(not torch.equal(a, b) for a, b in zip(self.before, self.learn.model.parameters())):
+            self.steps += 1
+            self.average.update(self.learn.model, self.steps)
+        theirs, ours = self.average.module.state_dict(), self.learn.teacher.state_dict()
+        assert theirs.keys() == ours.keys()
+        for k in theirs: torch.testing.assert_close(ours[k], theirs[k], rtol=0, atol=0, msg=k)
+        self.compared += 1
+
+
+class Skip(Callback):
+    "Skips every third step, as mixed precision does when gradients overflow."
+    order = 10
+    def before_step(self):
+        if self.learn.train_iter % 3 == 0: raise CancelStepException
+
+
+@pytest.mark.parametrize('decay', [0., .5, .9, .999])
+@pytest.mark.parametrize('extra', [(), (Skip,)])
+def test_equals_timm_at_every_step(decay, extra):
+    beside = Beside(decay)
+    learn = fit(learner(beside, *(e() for e in extra), decay=decay))
+    assert beside.compared == 12 and learn.mean_teacher.steps == beside.steps == (8 if extra else 12)
+    buffers = dict(learn.teacher.named_buffers())
+    assert not torch.equal(buffers['1.running_mean'], torch.zeros(3))
+    if decay: assert not torch.equal(learn.teacher[0].weight, learn.model[0].weight)
+
+
+def test_a_second_fit_goes_on():
+    beside = Beside(.9)
+    learn = fit(fit(learner(beside), 1), 1)
+    assert beside.compared == 12 and learn.mean_teacher.steps == 12
+
+
+class Overflow(Callback):
+    "What the scaler of mixed precision does: it cancels steps. Notes the teacher before and after."
+    order = 10
+    def __init__(self): self.same = []
+    def before_step(self):
+        self.was = [v.clone() for v in self.learn.teacher.state_dict().values()]
+        self.cancel = self.learn.train_iter % 2 == 1
+        if self.cancel: raise CancelStepException
+    def after_batch(self):
+        if self.training: self.same.append((self.cancel, all(map(torch.equal, self.was, self.learn.teacher.state_dict().values()))))
+
+
+def test_a_skipped_step_leaves_the_teacher_alone():
+    overflow = Overflow()
+    fit(learner(overflow))
+    assert overflow.same == [(bool(i % 2), bool(i % 2)) for i in range(12)]
+
+
+def test_accumulated_gradients_make_one_step():
+    learn = fit(learner(GradientAccumulation(8)))
+    assert learn.mean_teacher.steps == 6
+
+
+class Stop(Callback):
+    "Ends the program in an epoch."
+    order = 60
+    def __init__(self, epoch, when): self.at, self.when = epoch, when
+    def before_batch(self):
+        if self.epoch == self.at and self.training == (self.when == 'training'): raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('when', ['training', 'validation'])
+def test_checkpoint_round_trip(tmp_path, when):
+    "Interrupted in the second of three epochs and continued by a new learner: the same teacher and student to the last bit."
+    whole = fit(learner(Checkpoint(tmp_path/'whole.pt')), 3)
+    with pytest.raises(KeyboardInterrupt): fit(learner(Checkpoint(tmp_path/'a.pt'), Stop(1, when)), 3)
+    again = fit(learner(Checkpoint(tmp_path/'a.pt')), 3)
+    assert again.mean_teacher.steps == whole.mean_teacher.steps == 18
+    for a, b in ((whole.teacher, again.teacher), (whole.model, again.model)):
+        for k, v in a.state_dict().items(): assert torch.equal(v, b.state_dict()[k]), k
+
+
+def test_state_round_trip():
+    learn, other = fit(learner()), learner()
+    buffer = io.BytesIO()
+    torch.save(learn.mean_teacher.state_dict(), buffer)
+    buffer.seek(0)
+    other.mean_teacher.load_state_dict(torch.load(buffer, weights_only=True))
+    assert other.mean_teacher.steps == 12
+    for k, v in learn.teacher.state_dict().items(): assert torch.equal(v, best_model(other).state_dict()[k])
+
+
+class Who(Callback):
+    "Which network works in training and in validation."
+    def __init__(self): self.seen = set()
+    def before_batch(self):
+        model = self.learn.model
+        self.seen.add((self.training, 'teacher' if model is self.learn.teacher else 'student', model.training))
+
+
+@pytest.mark.parametrize('validate', [True, False])
+def test_who_validates(validate):
+    who = Who()
+    learn = fit(learner(who, validate=validate))
+    assert who.seen == {(True, 'student', True), (False, 'teacher' if validate else 'student', False)}
+    assert learn.model is not learn.teacher and best_model(learn) is learn.teacher
+
+
+class Cancel(Callback):
+    order = 60
+    def before_batch(self):
+        if not self.training: raise CancelValidException
+
+
+def test_the_student_is_back_after_a_broken_validation():
+    learn = fit(learner(Cancel()))
+    assert learn.model is not learn.teacher
+    learn = learner(Stop(0, 'validation'))
+    with pytest.raises(KeyboardInterrupt): fit(learn)
+    student = learn.mean_teacher.student
+    learn.remove_cb(Stop)
+    fit(learn, 1)
+    assert learn.model is student is not learn.teacher and learn.mean_teacher.steps == 12
+
+
+def test_the_teacher_stays_in_full_precision():
+    learn = learner()
+    learn.model.to(torch.bfloat16)
+    class Half(Callback):
+        def before_batch(self): self.learn.xb = tuple(x.to(next(self.model.parameters()).dtype) for x in self.xb)
+        def after_pred(self): self.learn.pred = self.pred.float()
+    learn.add_cb(Half())
+    fit(learn)
+    assert {v.dtype for v in learn.teacher.state_dict().values() if v.is_floating_point()} == {torch.float32}
+    assert next(learn.model.parameters()).dtype == torch.bfloat16
+
+
+def test_the_teacher_needs_no_gradient():
+    class Probe(Callback):
+        def after_backward(self): assert all(p.grad is None for p in self.learn.teacher.parameters())
+    fit(learner(Probe()))
+
+
+def test_looking_for_a_learning_rate_leaves_no_trace(tmp_path):
+    "fastai's lr_find puts the student back; a teacher that kept the average of a diverging training would not be one of this student."
+    learn = learner()
+    learn.path = tmp_path
+    with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=12, show_plot=False)
+    average = learn.mean_teacher.ema
+    if average is not None:
+        for k, v in learn.model.state_dict().items(): torch.testing.assert_close(average.module.state_dict()[k], v, msg=k)
+    assert learn.mean_teacher.steps == 0
+
+
+@pytest.mark.parametrize('decay', [-.1, 1., 2, float('nan')])
+def test_impossible_decays(decay):
+    with pytest.raises(ValueError, match='decay'): MeanTeacher(decay)
+
+
+# the teacher at work: PseudoLabels
+
+class Fields:
+    "Images of which the first two of four have a mask and the others are open between two classes."
+    def __init__(self):
+        self.x, labels = torch.randn(4, 1, 8, 8), torch.randint(0, 3, (4, 8, 8))
+        self.y = class_sets(*(torch.where(torch.arange(4)[:, None, None] < 2, 1 << labels, torch.tensor(v)) for v in (0, 0b011)))
+    def __len__(self): return 4
+    def __getitem__(self, i): return self.x[i], self.y[i]
+
+
+class Watch(Callback):
+    "What loss and network get, before and after the pseudo-labels and the perturbation."
+    order, run_valid = 19, False
+    def __init__(self): self.before, self.after, self.images = [], [], []
+    def before_batch(self): self.before.append((self.learn.pct_train, self.x.clone(), ClassSets(self.y.clone())))
+    def after_pred(self): self.after.append(ClassSets(self.y.clone())); self.images.append(self.x.clone())
+    def before_backward(self): assert self.model.training
+
+
+def labelled(source='teacher', start=.5, ramp=0., cbs=()):
+    set_seed(0)
+    dls = DataLoaders(*[DataLoader(Fields(), bs=4) for _ in range(2)])
+    watch, labels = Watch(), PseudoLabels(source, threshold=0., start=start, ramp=ramp)
+    teacher = [MeanTeacher(.9)] if source == 'teacher' else []
+    learn = Learner(dls, UNet(1, 3, width=2, depth=1, head_width=4), loss_func=MixedLoss(3), lr=.01, cbs=[*teacher, watch, labels, *cbs])
+    fit(learn.remove_cb(ProgressCallback), 8)
+    return learn, watch
+
+
+def decided(sets):
+    "Which of the open images have got a pseudo-label: at most pixels, as a new network has ties."
+    return sets.known[2:].float().mean((1, 2)) > .5
+
+
+@pytest.mark.parametrize('source', ['teacher', 'self'])
+def test_open_images_get_labels_from_the_start_on(source):
+    learn, watch = labelled(source)
+    for (progress, _, before), after in zip(watch.before, watch.after, strict=True):
+        assert torch.equal(after[:2], before[:2]), 'masks stay as they are'
+        if progress < .5: assert torch.equal(after, before)
+        else: assert decided(after).all() and not (after.possible[2:] & ~0b011).any()
+
+
+def test_labels_come_from_the_teacher_and_the_image_before_it_is_perturbed():
+    class Answer(Callback):
+        "What the teacher says, asked just before."
+        order = 18
+        def __init__(self): self.said = []
+        def before_batch(self):
+            if not self.training: return
+            with torch.no_grad(): p = self.learn.teacher.eval()(self.x)[0].softmax(1)
+            self.said.append(1 << (p * torch.tensor([1., 1, 0])[:, None, None]).argmax(1))
+    learn, watch = labelled(start=0., cbs=[Answer(), Perturb()])
+    for said, after, (_, x, _), image in zip(learn.answer.said, watch.after, watch.before, watch.images, strict=True):
+        assert decided(after).all() and not (after.certain & ~said)[2:].any() and not torch.equal(x, image)
+
+
+def test_the_share_of_images_grows():
+    random_share = [sum(decided(after).sum().item() for after in labelled(start=s, ramp=r)[1].after) for s, r in ((1.1, 0.), (0., 1.), (0., 0.))]
+    assert random_share[0] == 0 < random_share[1] < random_share[2] == 16

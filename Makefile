@@ -33,12 +33,14 @@ reproduce: install
 	  || { echo "Stopped. What is finished is kept: the same command goes on. Logs: $(RUNS)/plans/*/*.log"; exit 1; }
 	@mlds-plan end $(PROFILE) "$(DATA)" $(RUNS) $(FIGURES)
 
-# Draws from results/PROFILE, where finished runs are committed.
+# Where `make results` puts finished runs to be committed, and `make redraw` finds them.
+COMMITTED = results/$(PROFILE)$(addprefix -,$(notdir $(filter-out phantoms,$(DATA))))
+
 redraw: install
 	@for n in table1 table2 figure1 figure2; do \
 	  papermill --no-progress-bar --log-level ERROR -k python3 nbs/experiments/$$n.ipynb $(or $(TMPDIR),/tmp)/mlds-$$n.ipynb \
-	    -p profile $(PROFILE) -p data "$(DATA)" -p runs results/$(PROFILE) -p figures $(FIGURES) || exit 1; done
-	@mlds-plan end $(PROFILE) "$(DATA)" results/$(PROFILE) $(FIGURES)
+	    -p profile $(PROFILE) -p data "$(DATA)" -p runs $(COMMITTED) -p figures $(FIGURES) || exit 1; done
+	@mlds-plan end $(PROFILE) "$(DATA)" $(COMMITTED) $(FIGURES)
 
 # Copies the small files of a profile's finished runs to results/, to be committed.
 results: install

@@ -48,7 +48,7 @@ def read_labels(source:np.ndarray|str|Path # label image or its file
     if pixels.ndim != 2: raise ValueError(f"mask {source} has {pixels.shape[-1]} channels: store class ids in one 8-bit channel")
     return torch.from_numpy(pixels.astype(np.int64))
 
-# %% ../nbs/01_annotations.ipynb #82616bdd
+# %% ../nbs/01_annotations.ipynb #a4450e96
 @dataclass
 class Mask(Annotation):
     "A class for every pixel."
@@ -60,9 +60,12 @@ class Mask(Annotation):
         labels = self.read()
         if tuple(labels.shape) != tuple(size):
             raise ValueError(f"mask is {tuple(labels.shape)} but its image is {tuple(size)} (height, width): they must agree")
-        return class_sets(labels) if self.bits else from_labels(labels, n_classes)
+        return class_sets(self.check_bits(labels, n_classes)) if self.bits else from_labels(labels, n_classes)
+    def check_bits(self, sets, n_classes):
+        if sets.min() >= 0 and sets.max() < 1 << n_classes: return sets
+        raise ValueError(f"class sets {sets.min()}..{sets.max()} found, but {n_classes} classes are named: sets must be 0..{(1 << n_classes)-1}")
 
-# %% ../nbs/01_annotations.ipynb #8e1d9764
+# %% ../nbs/01_annotations.ipynb #0b0cb709
 @dataclass
 class PartialMask(Mask):
     "A mask in which only some classes were looked for."
@@ -71,15 +74,16 @@ class PartialMask(Mask):
     def class_sets(self, size, n_classes):
         sets = super().class_sets(size, n_classes)
         unseen = encode(set(range(n_classes)) - set(self.annotated) - {0})
-        empty = sets.certain == encode([0])
+        empty = (sets.certain == encode([0])) & (unseen != 0)
         return class_sets(torch.where(empty, 0, sets.certain), torch.where(empty, sets.possible | unseen, sets.possible))
 
-# %% ../nbs/01_annotations.ipynb #9ae77881
+# %% ../nbs/01_annotations.ipynb #15db4558
 def check_box(box:Sequence[float], # class id, x0, y0, x1, y1
               size:Sequence[int], # (H, W) of the image
               n_classes:int # number of classes of the task
 ) -> tuple[int, ...]: # class id, x0, y0, x1, y1 as integers
     "The box in whole pixels; raises if it is empty, inverted, outside the image or of an unknown class."
+    if words := [v for v in box if isinstance(v, str)]: raise ValueError(f"box {tuple(box)} holds {words[0]!r}: coordinates must be numbers")
     c, x0, y0, x1, y1 = box
     if not 0 < c < n_classes: raise ValueError(f"box {tuple(box)} has class {c}: foreground classes are 1..{n_classes-1}")
     if not all(np.isfinite(box)): raise ValueError(f"box {tuple(box)} holds a coordinate that is not a number")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_CLASSES', 'EVERYTHING', 'encode', 'decode', 'unpack', 'pack', 'ClassSets', 'class_sets', 'from_labels',
-           'to_labels', 'nothing_known', 'or_pool', 'cell_pool', 'confined', 'region_classes', 'pyramid', 'resize',
-           'class_colours', 'colour_image', 'draw', 'legend_handles']
+           'to_labels', 'nothing_known', 'or_pool', 'cell_side', 'cell_pool', 'confined', 'region_classes', 'pyramid',
+           'resize', 'class_colours', 'colour_image', 'draw', 'legend_handles']
 
 # %% ../nbs/00_classsets.ipynb #240871f0
 from collections.abc import Iterable, Sequence
@@ -83,12 +83,13 @@ def class_sets(certain:Tensor, # int64 (..., H, W)
     if (certain & ~possible).any(): raise ValueError("a class is certain at a pixel where it is not possible")
     return ClassSets(torch.stack([certain, possible, regions], -3))
 
-# %% ../nbs/00_classsets.ipynb #f37f74e7
+# %% ../nbs/00_classsets.ipynb #1ab7171d
 def from_labels(labels:Tensor, # integer (..., H, W), class ids
                 n_classes:int # number of classes of the task
 ) -> ClassSets: # int64 (..., 3, H, W), certain = possible
     "Class sets of a fully annotated label image; raises on ids outside 0..n_classes-1."
     labels = torch.as_tensor(labels).long()
+    if n_classes > MAX_CLASSES: raise ValueError(f"{n_classes} classes do not fit a class set, which holds {MAX_CLASSES}")
     if labels.min() < 0 or labels.max() >= n_classes:
         raise ValueError(f"class ids {labels.min()}..{labels.max()} found, but {n_classes} classes are named: ids must be 0..{n_classes-1}")
     return class_sets(torch.ones_like(labels) << labels)
@@ -124,14 +125,20 @@ def or_pool(x:Tensor, # int64 (..., H, W)
         raise ValueError(f"cannot pool {tuple(x.shape[-2:])} to {tuple(size)}: the size must be between 1 and the input's")
     return _pool_axis(_pool_axis(x, size[0], -2), size[1], -1)
 
-# %% ../nbs/00_classsets.ipynb #8ebac9b8
+# %% ../nbs/00_classsets.ipynb #8d3dc244
+def cell_side(n:int, # pixels along one axis
+              m:int # cells along it
+) -> int: # pixels
+    "Side of the cells of a decoder level: the smallest power of two with which m cells cover n pixels."
+    return 1 << (-(-n//m) - 1).bit_length()
+
+# %% ../nbs/00_classsets.ipynb #15f5d369
 def cell_pool(x:Tensor, # int64 (..., H, W)
               size:Sequence[int] # (h, w) cells
 ) -> Tensor: # int64 (..., h, w)
-    "OR over cells of ceil(H/h) x ceil(W/w) pixels, padded with empty sets at the bottom and right."
-    (H, W), (h, w) = x.shape[-2:], size
-    x = F.pad(x, (0, -W % w if w > 1 else 0, 0, -H % h if h > 1 else 0)) if H % h or W % w else x
-    return or_pool(x, size)
+    "OR over cells of `cell_side` pixels, padded with empty sets at the bottom and right."
+    over = [m*cell_side(n, m) - n for n, m in zip(x.shape[-2:], size)]
+    return or_pool(F.pad(x, (0, over[1], 0, over[0])) if any(over) else x, size)
 
 # %% ../nbs/00_classsets.ipynb #bae0c518
 def confined(x:Tensor # int64 (..., h, w), bits per cell
@@ -205,11 +212,11 @@ def resize(sets:ClassSets, # int64 (..., 3, H, W)
     rows, cols = [((torch.arange(n) + .5) * m / n).long() for n, m in zip(size, sets.shape[-2:])]
     return sets[..., rows.to(sets.device)[:, None], cols.to(sets.device)]
 
-# %% ../nbs/00_classsets.ipynb #69f38c95
+# %% ../nbs/00_classsets.ipynb #79a2f733
 def class_colours(n_classes:int # number of classes of the task
 ) -> np.ndarray: # float (n_classes, 3) in 0..1
     "A colour for each class; grey for the background."
-    return np.array([to_rgb('0.55'), *sns.color_palette('bright', max(n_classes-1, 1))])
+    return np.array([to_rgb('0.55'), *sns.color_palette('bright' if n_classes <= 11 else 'husl', max(n_classes-1, 1))])
 
 # %% ../nbs/00_classsets.ipynb #dd5debea
 def _striped_class(possible, n_classes, period=3):

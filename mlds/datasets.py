@@ -40,30 +40,42 @@ def standardize(pixels:np.ndarray # float (H, W)
     "Zero mean and unit variance for one image."
     return ((pixels - pixels.mean()) / pixels.std()).astype(np.float32)
 
-# %% ../nbs/03_datasets.ipynb #5c82312d
+# %% ../nbs/03_datasets.ipynb #8dbcf765
 def read_classes(folder:str|Path # dataset folder
 ) -> list[str]: # class names, background first
     "The names in classes.txt or, without it, numbered names for the ids that the masks hold."
     path = Path(folder)/'classes.txt'
-    if path.exists(): return path.read_text().strip().splitlines()
+    if path.exists(): return _check_classes(path.read_text().strip().splitlines(), path)
     masks = sorted((Path(folder)/'masks').glob('*.png'))
     if not masks: raise FileNotFoundError(f"{path} does not exist, and without masks the classes cannot be told: write a class name on each line, background first")
-    top = max(int(Mask(m).read().max()) for m in masks)
+    ids = {int(i) for m in masks for i in Mask(m).read().unique()}
+    if ids - set(range(top := max(ids))) - {top} or len(ids) <= top - 1 or top > 61: raise ValueError(f"the masks hold the ids {sorted(ids)[:5]}..{top}: class ids count up from 0; renumber them and name the classes in {path}")
     return ['background', *(['foreground'] if top == 1 else [f'class {c}' for c in range(1, top+1)])]
 
-# %% ../nbs/03_datasets.ipynb #5b251e86
+# %% ../nbs/03_datasets.ipynb #c2f16dea
+def _check_classes(names, path):
+    if blank := [i for i, n in enumerate(names, 1) if not n.strip()]: raise ValueError(f"{path}: line {blank[0]} is blank; write a class name on each line")
+    if twice := {n for n in names if names.count(n) > 1}: raise ValueError(f"{path}: class {sorted(twice)[0]!r} occurs twice")
+    if len(names) < 2: raise ValueError(f"{path} names {len(names)} class: background and at least one class are needed")
+    return names
+
+# %% ../nbs/03_datasets.ipynb #2e9730bc
 def _read_table(path, needed):
     if not path.exists(): raise FileNotFoundError(f"{path} does not exist: a dataset folder needs it, with columns {', '.join(needed)}")
-    table = pd.read_csv(path, dtype={'id': str, 'group': str, 'tags': str})
+    try: table = pd.read_csv(path, dtype={'id': str, 'group': str, 'tags': str})
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as e: raise ValueError(f"{path} cannot be read ({e}): it needs the columns {', '.join(needed)}") from e
     if missing := [c for c in needed if c not in table]: raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}")
+    for column in {'id', 'group'} & set(needed):
+        if table[column].isna().any(): raise ValueError(f"{path} row {table.index[table[column].isna()][0]+2} ({table.id[table[column].isna()].iloc[0]}): {column} is blank")
     return table
 
-# %% ../nbs/03_datasets.ipynb #3dcf1d5f
-def _read_boxes(folder, classes):
+# %% ../nbs/03_datasets.ipynb #3f3188d6
+def _read_boxes(folder, classes, ids):
     path = folder/'boxes.csv'
-    if not path.exists(): return {}
+    if not path.exists(): return None
     table = _read_table(path, ['id', 'class', 'x0', 'y0', 'x1', 'y1'])
     table['class'] = [_class_id(c, classes, f"{path} row {i+2}") for i, c in enumerate(table['class'])]
+    if unknown := set(table.id) - set(ids): raise ValueError(f"{path}: id {sorted(unknown)[0]} is not in labels.csv")
     return {i: rows[['class', 'x0', 'y0', 'x1', 'y1']].values.tolist() for i, rows in table.groupby('id')}
 
 # %% ../nbs/03_datasets.ipynb #330f4492
@@ -71,19 +83,21 @@ def _class_id(name, classes, where):
     if str(name) in classes: return classes.index(str(name))
     raise ValueError(f"{where}: class '{name}' is unknown; the classes are {', '.join(classes)}")
 
-# %% ../nbs/03_datasets.ipynb #476069e1
+# %% ../nbs/03_datasets.ipynb #cc65b0ff
 def _annotate(row, folder, boxes, classes):
     mask, tags = folder/'masks'/f'{row.id}.png', getattr(row, 'tags', None)
     tagged = isinstance(tags, str)
     kind = getattr(row, 'kind', None)
     if not isinstance(kind, str):
-        kind = 'mask' if mask.exists() else 'boxes' if row.id in boxes else 'tags' if tagged else 'unlabelled'
+        kind = 'mask' if mask.exists() else 'boxes' if row.id in (boxes or {}) else 'tags' if tagged else 'unlabelled'
+    if kind == 'boxes' and boxes is None: raise FileNotFoundError(f"id {row.id} is of kind boxes, but {folder/'boxes.csv'} does not exist")
+    if kind == 'tags' and not hasattr(row, 'tags'): raise ValueError(f"id {row.id} is of kind tags, but {folder/'labels.csv'} has no column 'tags'")
     if kind not in KINDS: raise ValueError(f"{folder/'labels.csv'}, id {row.id}: kind '{kind}' is unknown; the kinds are {', '.join(KINDS)}")
     make = {'mask': lambda: Mask(mask), 'boxes': lambda: Boxes(boxes.get(row.id, [])), 'unlabelled': Unlabelled,
             'tags': lambda: Tags([_class_id(t, classes, f"tags of {row.id}") for t in (tags.split() if tagged else [])])}
     return make[kind]()
 
-# %% ../nbs/03_datasets.ipynb #6be2a206
+# %% ../nbs/03_datasets.ipynb #0490b2f4
 def read_folder(folder:str|Path, # dataset folder
                 classes:Sequence[str]|None=None # class names; from the folder if not given
 ) -> tuple[pd.DataFrame, list[str]]: # catalogue (without splits unless the folder has them), class names
@@ -92,7 +106,7 @@ def read_folder(folder:str|Path, # dataset folder
     table = _read_table(folder/'labels.csv', ['id', 'group'])
     if table.id.duplicated().any(): raise ValueError(f"{folder/'labels.csv'}: id {table.id[table.id.duplicated()].iloc[0]} occurs twice")
     classes = list(classes or read_classes(folder))
-    boxes = _read_boxes(folder, classes)
+    boxes = _read_boxes(folder, classes, table.id)
     table['image'] = [folder/'images'/f'{i}.png' for i in table.id]
     table['annotation'] = [_annotate(row, folder, boxes, classes) for row in table.itertuples()]
     return table, classes
@@ -107,7 +121,7 @@ def check_catalogue(catalogue:pd.DataFrame, # table with id, image, annotation
         except (ValueError, OSError) as e: raise type(e)(f"id {row.id}: {e}") from e
     return catalogue
 
-# %% ../nbs/03_datasets.ipynb #0eadbf59
+# %% ../nbs/03_datasets.ipynb #4c949001
 def split_groups(catalogue:pd.DataFrame, # table with a column `group`
                  valid:float=.2, # share of the groups, 0..1
                  test:float=.2, # share of the groups, 0..1
@@ -116,7 +130,7 @@ def split_groups(catalogue:pd.DataFrame, # table with a column `group`
     "Deal whole groups to train, valid and test."
     groups = sorted(catalogue.group.unique())
     random.Random(seed).shuffle(groups)
-    n_valid, n_test = (max(round(share*len(groups)), share > 0) for share in (valid, test))
+    n_valid, n_test = (max(round(share*len(groups)), int(share > 0)) for share in (valid, test))
     if n_valid + n_test >= len(groups):
         raise ValueError(f"{len(groups)} groups cannot be split into train, {n_valid} valid and {n_test} test: more groups or smaller shares are needed")
     where = {g: 'test' if i < n_test else 'valid' if i < n_test+n_valid else 'train' for i, g in enumerate(groups)}

@@ -6,7 +6,7 @@
 __all__ = ['TEACHERS', 'fused_adamw', 'teaching_callbacks', 'semi_weak_learner', 'best_model', 'predict', 'predict_image',
            'predict_rows']
 
-# %% ../nbs/09_learner.ipynb #d1749db9
+# %% ../nbs/09_learner.ipynb #78c61e87
 from collections.abc import Sequence
 from functools import partial
 
@@ -20,7 +20,7 @@ from fastai.callback.schedule import Learner  # with fit_one_cycle
 from fastai.optimizer import OptimWrapper
 from .classsets import ClassSets, resize
 from .datasets import read_image, standardize
-from .dataloaders import ClassSetDataset, mixed_dataloaders
+from .dataloaders import ClassSetDataset, mixed_dataloaders, resize_image
 from .pseudolabels import Perturb, PseudoLabels
 from .supervision import MixedLoss
 from .teacher import MeanTeacher
@@ -83,15 +83,14 @@ def predict(model:nn.Module, # returns a `Prediction`
     p = model.eval()(x)[0].float().softmax(1)
     return (p + model(x.flip(-1))[0].float().softmax(1).flip(-1)) / 2 if flip else p
 
-# %% ../nbs/09_learner.ipynb #9edb2798
+# %% ../nbs/09_learner.ipynb #ae10a7c1
 def predict_image(model:nn.Module, # returns a `Prediction`
                   image, # grey image (H, W) or its file
                   size:Sequence[int]|None=None # (H, W) the network was trained at; the image's own if not given
 ) -> np.ndarray: # uint8 (H, W), class ids at the image's own size
     "Segment one image, as read from a file."
     pixels = read_image(image)
-    x = torch.from_numpy(standardize(pixels))[None, None]
-    p = predict(model, nn.functional.interpolate(x, size, mode='bilinear', antialias=True) if size else x)
+    p = predict(model, torch.from_numpy(standardize(resize_image(pixels, size)))[None, None])
     return nn.functional.interpolate(p, pixels.shape, mode='bilinear').argmax(1)[0].byte().cpu().numpy()
 
 # %% ../nbs/09_learner.ipynb #5d62db52

@@ -6,12 +6,12 @@
 __all__ = ['TRAIN', 'ARMS', 'LOWER_NAMES', 'parse_size', 'read_profile', 'find_data', 'data_manifest', 'identity', 'table_cells',
            'make_plan', 'plan_name', 'cost', 'write_plan', 'progress', 'describe', 'begin', 'end', 'collect', 'main']
 
-# %% ../nbs/24_plan.ipynb #2bdca6ff
+# %% ../nbs/24_plan.ipynb #b0a1f0b2
 import json
 import shutil
 import sys
 from collections.abc import Sequence
-from configparser import ConfigParser
+from configparser import ConfigParser, Error as ParsingError
 from pathlib import Path
 from time import time
 
@@ -63,30 +63,44 @@ def parse_size(text:str # e.g. '104x160'
         raise ValueError(f"parameter 'size' is {text!r}; write HEIGHTxWIDTH in pixels, each at least 32, as in 104x160")
     return int(parts[0]), int(parts[1])
 
-# %% ../nbs/24_plan.ipynb #31bf000d
+# %% ../nbs/24_plan.ipynb #4f135f7e
+def _read_ini(file):
+    ini = ConfigParser(inline_comment_prefixes='#', interpolation=None)
+    try: found = ini.read(file)
+    except ParsingError as e: raise ValueError(f"{file} cannot be read: {' '.join(str(e).split())}") from e
+    if not found: raise FileNotFoundError(f"{file} does not exist")
+    return ini
+
+# %% ../nbs/24_plan.ipynb #35be0391
+def _numbers(given, key, profile):
+    "The whole numbers of a profile's `budgets` or `seeds`."
+    words = given.pop(key, '').split()
+    if not words or not all(w.isdigit() for w in words): raise ValueError(f"{key} of profile {profile!r} is {' '.join(words)!r}: write whole numbers with spaces between, as in 3 12")
+    return [int(w) for w in words]
+
+# %% ../nbs/24_plan.ipynb #933b9961
 def read_profile(file:str|Path, # settings.ini
                  profile:str, # smoke, quick, full, or a section of yours
                  data:str='phantoms' # 'phantoms' or a dataset folder
 ) -> tuple[dict, list[int], list[int], list[str]]: # parameters, mask budgets, seeds, tables
     "A profile's parameters, checked; raises on an unknown profile, parameter or table."
-    ini = ConfigParser(inline_comment_prefixes='#')
-    if not ini.read(file): raise FileNotFoundError(f"{file} does not exist")
+    ini = _read_ini(file)
     names = [s for s in ini.sections() if s != 'data' and ' ' not in s]
     if profile not in names: raise ValueError(f"profile {profile!r} is unknown; {file} has {', '.join(names)}")
     over = f'{profile} folder'
     given = {**ini[profile], **(ini[over] if data != 'phantoms' and over in ini else {})}
-    budgets, seeds = [[int(x) for x in given.pop(k).split()] for k in ('budgets', 'seeds')]
+    budgets, seeds = [_numbers(given, k, profile) for k in ('budgets', 'seeds')]
     tables = given.pop('tables', 'table1 table2').split()
     params = check_parameters({**given, 'profile': profile, 'data': str(data)}, TRAIN)
     parse_size(params['size'])
     return params, budgets, seeds, tables
 
-# %% ../nbs/24_plan.ipynb #b8d6c7a4
+# %% ../nbs/24_plan.ipynb #8f1e1708
 def find_data(file:str|Path, # settings.ini
               data:str # 'phantoms', a name of the section [data], or a folder
 ) -> str: # 'phantoms' or the folder
     "The dataset that a name or path stands for; raises if there is none."
-    ini = ConfigParser(inline_comment_prefixes='#'); ini.read(file)
+    ini = _read_ini(file)
     names = dict(ini['data']) if 'data' in ini else {}
     folder = Path(file).parent/names[data.lower()] if data.lower() in names else Path(data)
     if data == 'phantoms': return data
@@ -225,10 +239,11 @@ def collect(profile:str='quick', # a section of settings.ini
         n += 1
     return f"{n} of {len(plan['runs'])} runs are in {results}/{plan['name']}"
 
-# %% ../nbs/24_plan.ipynb #1c1a779a
+# %% ../nbs/24_plan.ipynb #f933f6fd
 def main(args:Sequence[str]|None=None # begin, end or collect; profile, data, runs, figures; the command line if not given
 ) -> None:
     "Entry point of `mlds-plan`."
-    what, *rest = args or sys.argv[1:]
-    try: print({'begin': begin, 'end': end, 'collect': collect}[what](*rest), flush=True)
-    except (ValueError, OSError) as e: sys.exit(f'error: {e}')
+    commands, (what, *rest) = {'begin': begin, 'end': end, 'collect': collect}, args or sys.argv[1:] or ['nothing']
+    if what not in commands or len(rest) > 4: sys.exit(f"error: {what!r} with {len(rest)} arguments is unknown; there are {', '.join(commands)}, each with at most profile, data, runs, figures")
+    try: print(commands[what](*rest), flush=True)
+    except (ValueError, OSError) as e: sys.exit(f"error: {str(e).splitlines()[0]}")

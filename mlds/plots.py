@@ -50,26 +50,27 @@ def wide_table(table:pd.DataFrame # from `long_table`
     wide = table.groupby(['row', 'column'], sort=False).value.apply(_cell).unstack('column').fillna('')
     return wide.loc[table.row.unique(), table.column.unique()].rename_axis(index=None, columns='masks')
 
-# %% ../nbs/23_plots.ipynb #1706baf6
+# %% ../nbs/23_plots.ipynb #7bfb7c92
 def against(table:pd.DataFrame, # from `long_table`
             row:str # the row to compare with
 ) -> pd.DataFrame: # mean difference and 95 % interval, by row and column
     "Paired differences to one row over matched seeds, with Student t intervals."
     wide = table.pivot(index=['column', 'seed'], columns='row', values='value')
-    lines = [(r, c, *seed_interval(d.dropna())) for r in table.row.unique() if r != row
-             for c, d in (wide[r] - wide[row]).groupby(level='column', sort=False) if d.notna().any()]
+    pairs = [(r, c, (wide[r] - wide[row])[c].dropna()) for r in table.row.unique() if r != row for c in table.column.unique()]
+    lines = [(r, c, *seed_interval(d)) for r, c, d in pairs if len(d)]
     return pd.DataFrame(lines, columns=['row', 'masks', 'difference', 'low', 'high'])
 
-# %% ../nbs/23_plots.ipynb #1a2446a2
+# %% ../nbs/23_plots.ipynb #c1445519
 def plot_table(table:pd.DataFrame, # from `long_table`
                title:str='', # of the figure
                label:str='mean IoU' # of the axis
-) -> Figure: # dots: runs; bars: means
-    "The table as a picture: every run a dot, every mean a bar."
+) -> Figure: # dots: runs; strokes: means
+    "The table as a picture: every run a dot, every mean a stroke."
     fig, ax = plt.subplots(figsize=(8, .55*table.row.nunique() + 1.2), dpi=80, layout='constrained')
     colours = sns.color_palette('crest', table.column.nunique())
-    sns.barplot(table, y='row', x='value', hue='column', errorbar=None, palette=colours, alpha=.45, ax=ax)
-    sns.stripplot(table, y='row', x='value', hue='column', dodge=True, palette=colours, size=4, legend=False, ax=ax)
+    n = table.column.nunique()
+    sns.stripplot(table, y='row', x='value', hue='column', dodge=True, palette=colours, size=4, alpha=.6, legend=False, ax=ax)
+    sns.pointplot(table, y='row', x='value', hue='column', errorbar=None, dodge=.8 - .8/n if n > 1 else False, linestyle='none', marker='|', markersize=14, markeredgewidth=3, palette=colours, ax=ax)
     ax.set(ylabel='', xlabel=label, title=title, xlim=(max(0, table.value.min()-.1), min(1, table.value.max()+.05)))
     ax.legend(title='masks', loc='center left', bbox_to_anchor=(1, .5), frameon=False)
     sns.despine(fig)

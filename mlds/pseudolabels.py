@@ -13,15 +13,16 @@ from torch import Tensor
 from fastai.callback.core import Callback
 from .classsets import ClassSets, pack, unpack
 
-# %% ../nbs/08_pseudolabels.ipynb #4bd8775e
+# %% ../nbs/08_pseudolabels.ipynb #7f82c14d
 def narrow(sets:ClassSets, # int64 (B, 3, H, W)
            probs:Tensor, # float (B, C, H, W), the teacher's probabilities
-           threshold:float=.9 # confidence in 0..1 that makes a class certain
+           threshold:float=.9 # classes with a share of at most 1 - threshold are struck out
 ) -> ClassSets: # int64 (B, 3, H, W), an interval inside that of `sets`
     "Strike out improbable classes among the possible ones (A2: pseudo-labels inside what the annotation allows)."
     allowed = unpack(sets.possible, probs.shape[1])
     p = (probs.float() * allowed).clamp(min=1e-12).masked_fill(~allowed, 0)
     p = p / p.sum(1, keepdim=True)
+    if not p.isfinite().all(): raise ValueError("the teacher's probabilities hold NaN: the training has diverged, lower the learning rate")
     kept = allowed & ((p > 1 - threshold) | (p == p.amax(1, keepdim=True)))
     possible = pack(kept) | sets.certain
     certain = torch.where(kept.sum(1) == 1, possible, sets.certain)

@@ -6,13 +6,13 @@
 __all__ = ['LOWER', 'candidate_nll', 'soft_dice_loss', 'log_probs', 'mlds_loss', 'region_bits', 'region_loss', 'nearest_loss',
            'upsample_loss', 'MixedLoss']
 
-# %% ../nbs/06_supervision.ipynb #4ad20223
+# %% ../nbs/06_supervision.ipynb #7ba9678a
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .classsets import ClassSets, MAX_CLASSES, decode, pyramid, unpack
+from .classsets import ClassSets, MAX_CLASSES, cell_side, decode, pyramid, unpack
 
 # %% ../nbs/06_supervision.ipynb #27a67a15
 def candidate_nll(logits:Tensor, # float (B, C, H, W)
@@ -76,32 +76,29 @@ def region_loss(log_p:Tensor, # float (B, C, h, w), log probability of each clas
     there = inside.flatten(2).any(-1)
     return -best.masked_fill(~there, 0).sum() / there.sum()
 
-# %% ../nbs/06_supervision.ipynb #accf4801
-def _cell_side(n, m): return n//m if n % m == 0 else 1 << (-(-n//m) - 1).bit_length()
-
-# %% ../nbs/06_supervision.ipynb #6610f9de
+# %% ../nbs/06_supervision.ipynb #180f09f5
 def nearest_loss(logits:Tensor, # float (B, C, h, w), one head
                  sets:ClassSets # int64 (B, 3, H, W), full scale
 ) -> Tensor: # float (B,)
     "Cross-entropy with the full-scale class set at the centre of each cell."
-    rows, cols = [(torch.arange(m) * (s := _cell_side(n, m)) + s//2).clamp(max=n-1).to(logits.device)
+    rows, cols = [(torch.arange(m) * (s := cell_side(n, m)) + s//2).clamp(max=n-1).to(logits.device)
                   for n, m in zip(sets.shape[-2:], logits.shape[-2:])]
     return candidate_nll(logits, sets.possible[:, rows[:, None], cols]).mean((1, 2))
 
-# %% ../nbs/06_supervision.ipynb #e5668b3a
+# %% ../nbs/06_supervision.ipynb #e148ca77
 def upsample_loss(logits:Tensor, # float (B, C, h, w), one head
                   sets:ClassSets # int64 (B, 3, H, W), full scale
 ) -> Tensor: # float (B,)
     "Cross-entropy of the bilinearly up-sampled logits at full scale."
     (H, W), (h, w) = sets.shape[-2:], logits.shape[-2:]
-    size = (h*_cell_side(H, h), w*_cell_side(W, w))
+    size = (h*cell_side(H, h), w*cell_side(W, w))
     big = F.interpolate(logits.float(), size=size, mode='bilinear', align_corners=False)[..., :H, :W]
     return candidate_nll(big, sets.possible).mean((1, 2))
 
 # %% ../nbs/06_supervision.ipynb #847ea261
 LOWER = ('none', 'nearest', 'upsample', 'mlds-softmax', 'mlds-sigmoid')
 
-# %% ../nbs/06_supervision.ipynb #1b958130
+# %% ../nbs/06_supervision.ipynb #ad86bbf1
 class MixedLoss:
     "Loss of a `Prediction` under class sets, for any mix of annotations."
     def __init__(self,
@@ -118,6 +115,7 @@ class MixedLoss:
         self.reduction, self.parts = reduction, {}
     def __call__(self, pred, sets):
         sets = ClassSets(sets)
+        if (sets.possible == 0).any() or (sets.certain & sets.certain-1).any(): raise ValueError("a pixel has no class, or several at once: this loss is for one class a pixel")
         levels = pyramid(sets, [h.shape[-2:] for h in pred[1]], self.n_classes) if self.lower.startswith('mlds') else []
         self.parts = dict(mask=candidate_nll(pred[0], sets.possible).mean(), heads=self.heads(pred[1], sets, levels))
         if self.dice: self.parts['dice'] = soft_dice_loss(pred[0], sets)

@@ -10,7 +10,7 @@ import torch
 from fastai.callback.core import Callback
 from timm.utils import ModelEmaV3
 
-# %% ../nbs/07_teacher.ipynb #5ffc90bd
+# %% ../nbs/07_teacher.ipynb #2b98fd86
 class MeanTeacher(Callback):
     "Keep an exponential moving average of the model in `learn.teacher`, and validate with it."
     run_valid = True
@@ -30,6 +30,8 @@ class MeanTeacher(Callback):
             self.steps += 1
             self.ema.update(self.model, self.steps)
         self.skipped = False
+    def after_fit(self):
+        if hasattr(self.learn, 'lr_finder'): self.ema, self.steps = None, 0 # its weights are thrown away, and so is their average
 
 # %% ../nbs/07_teacher.ipynb #ab447692
 def _before_validate(self):

@@ -146,12 +146,13 @@ def check_belongs(content:dict, # of a checkpoint
     try: compare_tensors(content['states']['model'], learn.model.state_dict(), path)
     except ValueError as e: raise ValueError(f"{e}. Delete it to start over") from None
 
-# %% ../nbs/22_checkpoints.ipynb #a6626ec0
+# %% ../nbs/22_checkpoints.ipynb #6b6f9381
 def load_checkpoint(learn:Learner, # in `fit`, before its first epoch
                     path:str|Path # the file
 ) -> int: # epochs done
     "Put a training back into the state of a checkpoint."
     content = _read(path)
+    getattr(learn.dls, 'n_inp', None)  # asked for the first time, fastai sends one item through the transforms, random numbers and all
     check_belongs(content, learn, path)
     states, device = content['states'], next(learn.model.parameters()).device
     for name,o in parts(learn).items():

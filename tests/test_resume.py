@@ -101,3 +101,31 @@ def test_killed_again_and_again(tmp_path):
     assert killed >= 3
     if not load_runs(tmp_path/'torn'): finish(tmp_path/'torn')
     assert load_runs(tmp_path/'torn')[0]['metrics'] == finish(tmp_path/'straight')[0]
+
+
+def test_a_training_on_class_sets_resumes_bit_for_bit(tmp_path):
+    "With fastai's random transforms, quotas, pseudo-labels and a teacher: the batch order and every draw must go on."
+    from fastai.callback.core import Callback
+    from mlds.annotations import Mask
+    from mlds.checkpoints import Checkpoint
+    from mlds.dataloaders import mixed_dataloaders
+    from mlds.datasets import split_groups, thin_out
+    from mlds.learner import best_model, semi_weak_learner
+    from mlds.phantoms import OCT_CLASSES, oct_phantoms
+
+    class Stop(Callback):
+        def before_batch(self):
+            if self.training and (self.epoch, self.iter) == (1, 2): raise KeyboardInterrupt
+
+    rows = split_groups(oct_phantoms(volumes=6, scans=3, size=64).assign(annotation=lambda d: d['mask'].map(Mask)))
+    rows = thin_out(rows, 3, 'boxes', 4)
+
+    def weights(file, *stop):
+        learn = semi_weak_learner(mixed_dataloaders(rows, OCT_CLASSES, bs=4, iterations=4, seed=0), width=4, depth=3, head_width=8, teaching=dict(start=.2))
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, .01, cbs=[Checkpoint(file), *stop])
+        return best_model(learn).state_dict()
+
+    straight = weights(tmp_path/'a.pt')
+    with pytest.raises(KeyboardInterrupt): weights(tmp_path/'b.pt', Stop())
+    resumed = weights(tmp_path/'b.pt')
+    assert all(torch.equal(v, resumed[k]) for k, v in straight.items())

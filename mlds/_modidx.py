@@ -309,6 +309,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'mlds.teacher.MeanTeacher.after_fit': ('teacher.html#meanteacher.after_fit', 'mlds/teacher.py'),
                               'mlds.teacher.MeanTeacher.after_step': ('teacher.html#meanteacher.after_step', 'mlds/teacher.py'),
                               'mlds.teacher.MeanTeacher.before_fit': ('teacher.html#meanteacher.before_fit', 'mlds/teacher.py'),
+                              'mlds.teacher.MeanTeacher.begin': ('teacher.html#meanteacher.begin', 'mlds/teacher.py'),
                               'mlds.teacher._after_validate': ('teacher.html#_after_validate', 'mlds/teacher.py'),
                               'mlds.teacher._before_validate': ('teacher.html#_before_validate', 'mlds/teacher.py'),
                               'mlds.teacher._load_state_dict': ('teacher.html#_load_state_dict', 'mlds/teacher.py'),

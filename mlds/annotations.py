@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'Annotation', 'Unlabelled', 'read_labels', 'Mask', 'PartialMask', 'check_box', 'Boxes', 'Tags', 'boxes_of',
            'weaken']
 
-# %% ../nbs/01_annotations.ipynb #0671bc5b
+# %% ../nbs/01_annotations.ipynb #ad2c8ffa
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from PIL import Image
 from skimage.measure import label as connected_components, regionprops
-from .classsets import EVERYTHING, MAX_CLASSES, ClassSets, class_sets, encode, from_labels, nothing_known
+from .classsets import MAX_CLASSES, ClassSets, class_sets, encode, from_labels, nothing_known
 
 # %% ../nbs/01_annotations.ipynb #c10ee4b6
 class Annotation:

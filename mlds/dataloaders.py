@@ -6,21 +6,19 @@
 __all__ = ['resize_image', 'ClassSetDataset', 'QuotaDL', 'share_quota', 'check_quota', 'geometric_tfms', 'mixed_dataloaders',
            'show_batch']
 
-# %% ../nbs/04_dataloaders.ipynb #c3a3ae80
+# %% ../nbs/04_dataloaders.ipynb #99ce9f76
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 from matplotlib import pyplot as plt
 from PIL import Image
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.torch_core import TensorImage, default_device, set_seed
 from fastai.vision.augment import PadMode, aug_transforms
-from .classsets import ClassSets, draw, resize
-from .datasets import check_splits, read_image, standardize, thin_out, split_groups
+from .classsets import draw, resize
+from .datasets import check_splits, read_image, standardize
 
 # %% ../nbs/04_dataloaders.ipynb #edec1a95
 def resize_image(pixels:np.ndarray, # float32 (H, W)

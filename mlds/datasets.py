@@ -6,7 +6,7 @@
 __all__ = ['read_image', 'standardize', 'read_classes', 'read_folder', 'check_catalogue', 'split_groups', 'check_splits',
            'shown_classes', 'mask_order', 'thin_out']
 
-# %% ../nbs/03_datasets.ipynb #59a2d0cd
+# %% ../nbs/03_datasets.ipynb #a1a9546b
 from collections.abc import Sequence
 from pathlib import Path
 import random
@@ -14,7 +14,7 @@ import random
 import numpy as np
 import pandas as pd
 from PIL import Image
-from .annotations import Annotation, Boxes, KINDS, Mask, Tags, Unlabelled, weaken
+from .annotations import Boxes, KINDS, Mask, Tags, Unlabelled, weaken
 
 # %% ../nbs/03_datasets.ipynb #26c266f5
 def read_image(source:np.ndarray|str|Path # grey image (H, W) or its file

@@ -7,7 +7,7 @@ __all__ = ['phantom_folder', 'check_full', 'load_data', 'shows_foreground', 'lim
            'experiment_learner', 'fit', 'evaluate', 'summarize', 'teaching_row', 'teaching_example', 'pick_examples',
            'save_examples', 'record', 'train_and_record', 'device_name']
 
-# %% ../nbs/25_experiments.ipynb #46930af6
+# %% ../nbs/25_experiments.ipynb #22d6bd61
 import io
 import random
 import time
@@ -31,8 +31,8 @@ from .learner import best_model, predict, semi_weak_learner
 from .metrics import ForegroundIoU, bootstrap_interval, foreground_iou, overlap_counts, score_table
 from .phantoms import save_phantoms
 from .pseudolabels import narrow
-from .plan import TRAIN, data_manifest, identity, parse_size
-from .runs import Run, check_parameters
+from .plan import parse_size
+from .runs import Run
 from .unet import UNet, leak
 
 # %% ../nbs/25_experiments.ipynb #71132848

@@ -6,7 +6,7 @@
 __all__ = ['TEACHERS', 'fused_adamw', 'teaching_callbacks', 'semi_weak_learner', 'best_model', 'predict', 'predict_image',
            'predict_rows']
 
-# %% ../nbs/09_learner.ipynb #78c61e87
+# %% ../nbs/09_learner.ipynb #c3f84503
 from collections.abc import Sequence
 from functools import partial
 
@@ -18,9 +18,9 @@ from fastai.data.core import DataLoaders
 from fastai.callback.progress import ProgressCallback  # gives Learner no_bar
 from fastai.callback.schedule import Learner  # with fit_one_cycle
 from fastai.optimizer import OptimWrapper
-from .classsets import ClassSets, resize
+from .classsets import ClassSets
 from .datasets import read_image, standardize
-from .dataloaders import ClassSetDataset, mixed_dataloaders, resize_image
+from .dataloaders import ClassSetDataset, resize_image
 from .pseudolabels import Perturb, PseudoLabels
 from .supervision import MixedLoss
 from .teacher import MeanTeacher

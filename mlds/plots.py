@@ -6,7 +6,7 @@
 __all__ = ['read_runs', 'long_table', 'wide_table', 'against', 'plot_table', 'footer', 'describe_data', 'save_result',
            'provenance', 'example_grid', 'level_state', 'method_figure']
 
-# %% ../nbs/23_plots.ipynb #f8a98b02
+# %% ../nbs/23_plots.ipynb #aa13f0c1
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,16 +16,16 @@ import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from .classsets import ClassSets, class_colours, draw, from_labels, legend_handles, pyramid, unpack
+from .classsets import ClassSets, draw, from_labels, legend_handles, pyramid
 from .metrics import seed_interval
 from .runs import atomic_file, read_json
 
-# %% ../nbs/23_plots.ipynb #e8349cdd
+# %% ../nbs/23_plots.ipynb #5b00e70c
 def read_runs(folder:str|Path, # folder of finished runs
               ids:Sequence[str] # names of the runs
 ) -> dict[str, dict]: # name -> params, metrics, environment
     "The records of the named runs; raises if one is missing or damaged."
-    folder, out = Path(folder), {}
+    folder = Path(folder)
     if missing := [i for i in ids if not (folder/i/'metrics.json').exists()]:
         raise FileNotFoundError(f"{len(missing)} of {len(ids)} runs are not in {folder}, {missing[0]} for one: run the experiments of this profile first")
     return {i: {k: read_json(folder/i/f'{k}.json') for k in ('params', 'metrics', 'environment')} for i in ids}

@@ -10,7 +10,7 @@ import torch
 from fastai.callback.core import Callback
 from timm.utils import ModelEmaV3
 
-# %% ../nbs/07_teacher.ipynb #2b98fd86
+# %% ../nbs/07_teacher.ipynb #50db9451
 class MeanTeacher(Callback):
     "Keep an exponential moving average of the model in `learn.teacher`, and validate with it."
     run_valid = True
@@ -20,8 +20,10 @@ class MeanTeacher(Callback):
     ):
         if not 0 <= decay < 1: raise ValueError(f"decay {decay} is outside 0..1: 1 would never learn")
         self.decay, self.validate, self.ema, self.steps = decay, validate, None, 0
-    def before_fit(self):
+    def begin(self):
         if self.ema is None: self.ema = ModelEmaV3(self.model, self.decay, use_warmup=True, dtype=torch.float32)
+    def before_fit(self):
+        self.begin()
         if self.model is self.ema.module: self.learn.model = self.student # a validation was interrupted
         self.learn.teacher, self.skipped = self.ema.module, False
     def after_cancel_step(self): self.skipped = True
@@ -40,9 +42,9 @@ def _after_validate(self):
     if self.validate: self.learn.model = self.student
 MeanTeacher.before_validate, MeanTeacher.after_validate = _before_validate, _after_validate
 
-# %% ../nbs/07_teacher.ipynb #7105dcbe
+# %% ../nbs/07_teacher.ipynb #d0a00508
 def _state_dict(self): return dict(ema=self.ema.module.state_dict(), steps=self.steps)
 def _load_state_dict(self, state):
-    if self.ema is None: self.ema = ModelEmaV3(self.model, self.decay, use_warmup=True, dtype=torch.float32)
+    self.begin()
     self.ema.module.load_state_dict(state['ema']); self.steps = state['steps']
 MeanTeacher.state_dict, MeanTeacher.load_state_dict = _state_dict, _load_state_dict

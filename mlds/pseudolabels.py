@@ -13,17 +13,19 @@ from torch import Tensor
 from fastai.callback.core import Callback
 from .classsets import ClassSets, pack, unpack
 
-# %% ../nbs/08_pseudolabels.ipynb #7f82c14d
+# %% ../nbs/08_pseudolabels.ipynb #2e346311
 def narrow(sets:ClassSets, # int64 (B, 3, H, W)
            probs:Tensor, # float (B, C, H, W), the teacher's probabilities
-           threshold:float=.9 # classes with a share of at most 1 - threshold are struck out
+           threshold:float=.9 # share of the probability that the surviving classes reach together, 0..1
 ) -> ClassSets: # int64 (B, 3, H, W), an interval inside that of `sets`
     "Strike out improbable classes among the possible ones (A2: pseudo-labels inside what the annotation allows)."
     allowed = unpack(sets.possible, probs.shape[1])
     p = (probs.float() * allowed).clamp(min=1e-12).masked_fill(~allowed, 0)
     p = p / p.sum(1, keepdim=True)
     if not p.isfinite().all(): raise ValueError("the teacher's probabilities hold NaN: the training has diverged, lower the learning rate")
-    kept = allowed & ((p > 1 - threshold) | (p == p.amax(1, keepdim=True)))
+    share, order = p.sort(dim=1, descending=True, stable=True)
+    needed = share.cumsum(1) - share < max(threshold, 1e-6) # the first is always needed
+    kept = allowed & torch.zeros_like(allowed).scatter(1, order, needed)
     possible = pack(kept) | sets.certain
     certain = torch.where(kept.sum(1) == 1, possible, sets.certain)
     return ClassSets(torch.stack([certain, possible, sets.regions], 1))

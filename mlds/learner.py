@@ -71,17 +71,18 @@ def best_model(learn:Learner # a trained learner
     average = getattr(learn, 'mean_teacher', None)
     return (average.ema.module if average is not None and average.ema is not None else learn.model).eval()
 
-# %% ../nbs/09_learner.ipynb #d8fc6748
+# %% ../nbs/09_learner.ipynb #7b3dbf5d
 @torch.no_grad()
 def predict(model:nn.Module, # returns a `Prediction`
             images:Tensor, # float (B, 1, H, W), standardized
-            flip:bool=False # average with the prediction for the mirrored image
+            flip:bool=False, # average with the prediction for the mirrored image
+            multilabel:bool=False # several classes at a pixel: sigmoid of each instead of a softmax over all
 ) -> Tensor: # float (B, C, H, W), probabilities
     "Class probabilities at full scale."
-    device = next(model.parameters()).device
-    x = torch.as_tensor(images).to(device)
-    p = model.eval()(x)[0].float().softmax(1)
-    return (p + model(x.flip(-1))[0].float().softmax(1).flip(-1)) / 2 if flip else p
+    x = torch.as_tensor(images).to(next(model.parameters()).device)
+    probs = Tensor.sigmoid if multilabel else lambda z: z.softmax(1)
+    p = probs(model.eval()(x)[0].float())
+    return (p + probs(model(x.flip(-1))[0].float()).flip(-1)) / 2 if flip else p
 
 # %% ../nbs/09_learner.ipynb #ae10a7c1
 def predict_image(model:nn.Module, # returns a `Prediction`

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['read_runs', 'long_table', 'wide_table', 'against', 'plot_table', 'footer', 'describe_data', 'save_result',
-           'provenance', 'example_grid', 'level_state', 'method_figure']
+           'provenance', 'example_grid', 'level_state', 'method_figure', 'read_tables', 'interval_text',
+           'interval_figure', 'gallery', 'curve_figure', 'first_reaching', 'chest_footer']
 
 # %% ../nbs/23_plots.ipynb #aa13f0c1
 import json
@@ -115,11 +116,12 @@ def save_result(folder:str|Path, # where figures go
     fig.savefig(folder/f'{name}.png', dpi=80)
     return [folder/f'{name}.png', *files]
 
-# %% ../nbs/23_plots.ipynb #67f32833
+# %% ../nbs/23_plots.ipynb #67bdc7c7
 def provenance(records:Mapping[str, dict] # from `read_runs`
 ) -> dict: # parameters, environment and metrics of every run
     "What a result was made from, for its .json."
-    return {i: {k: r[k] for k in ('params', 'environment')} | {'mean_iou': r['metrics']['mean_iou']} for i, r in records.items()}
+    def scores(m): return {k: v for k, v in m.items() if k.startswith('mean_') and isinstance(v, float)}
+    return {i: {k: r[k] for k in ('params', 'environment')} | scores(r['metrics']) for i, r in records.items()}
 
 # %% ../nbs/23_plots.ipynb #55d7f5da
 def example_grid(columns:Mapping[str, np.ndarray], # title -> class ids (N, H, W), drawn over the image
@@ -172,3 +174,100 @@ def method_figure(rows:Mapping[str, tuple], # kind -> (class sets, narrowed clas
 def _level(ax, level, c, title, first):
     ax.imshow(level_state(level, c), cmap='Blues', vmin=0, vmax=1)
     ax.set(xticks=[], yticks=[], title=title if first else '')
+
+# %% ../nbs/23_plots.ipynb #70153b68
+def read_tables(folder:str|Path, # folder of finished runs
+                cells:Sequence[Mapping], # of a plan: row, column, seed, run
+                name:str # of the CSV file in each run
+) -> pd.DataFrame: # the files' lines with row, seed and run
+    "A table of every cell's run, one below the other; raises if one is missing."
+    read_runs(folder, [c['run'] for c in cells])
+    return pd.concat([pd.read_csv(Path(folder)/c['run']/name).assign(**{k: c[k] for k in ('row', 'seed', 'run')}) for c in cells], ignore_index=True)
+
+# %% ../nbs/23_plots.ipynb #40fc4695
+def interval_text(table:pd.DataFrame, # with columns low, high and the one named
+                  value:str # column of the value
+) -> pd.Series: # e.g. '0.812 [0.790, 0.833]'
+    "A value with its interval in brackets; blank where there is none."
+    texts = [f'{v:.3f}' + ('' if np.isnan(l) else f' [{l:.3f}, {h:.3f}]') if v == v else '' for v, l, h in zip(table[value], table.low, table.high)]
+    return pd.Series(texts, table.index)
+
+# %% ../nbs/23_plots.ipynb #0e5bc016
+def interval_figure(table:pd.DataFrame, # name, row, low, high and the value; one line each
+                    value:str, # column of the value
+                    name:str='observation', # column on the axis
+                    title:str='', # of the figure
+                    chance:float|None=None # where a line is drawn
+) -> Figure: # a dot and its interval for every row and name
+    "Values with their own intervals, one colour for each row."
+    names, rows = table[name].unique().tolist(), table.row.unique().tolist()
+    fig, ax = plt.subplots(figsize=(8, .17*len(names)*len(rows) + 1.2), dpi=80, layout='constrained')
+    for k, (row, colour) in enumerate(zip(rows, sns.color_palette('deep', len(rows)))):
+        t = table[table.row == row]
+        y = np.array([names.index(n) for n in t[name]]) + .7*(k - (len(rows)-1)/2)/len(rows)
+        ax.hlines(y, t.low, t.high, color=colour, alpha=.5, lw=2); ax.plot(t[value], y, 'o', color=colour, ms=4, label=row)
+    if chance is not None: ax.axvline(chance, color='.7', lw=1, ls=':')
+    ax.set(yticks=range(len(names)), yticklabels=names, xlabel=value, title=title, ylim=(len(names)-.4, -.6))
+    ax.legend(loc='center left', bbox_to_anchor=(1, .5), frameon=False, fontsize=8); sns.despine(fig)
+    return fig
+
+# %% ../nbs/23_plots.ipynb #f4acb61e
+def gallery(images:np.ndarray, # (N, H, W) grey
+            maps:Mapping[str, np.ndarray], # title -> (N, H, W), larger is more important
+            outlines:Mapping[str, np.ndarray], # title -> bool (N, H, W)
+            names:Sequence[str] # N, written beside the images
+) -> Figure: # a row for each image
+    "Images with heat maps, then with outlined areas."
+    n, (H, W) = len(images), images.shape[1:]
+    columns = 1 + len(maps) + len(outlines)
+    fig, axs = plt.subplots(n, columns, figsize=(1.45*columns, 1.45*n*H/W + .3), dpi=80, squeeze=False, layout='constrained')
+    for i, row in enumerate(axs):
+        for ax, title in zip(row, ['image', *maps, *outlines]):
+            ax.imshow(images[i], cmap='gray'); ax.set(xticks=[], yticks=[])
+            if i == 0: ax.set_title(title, fontsize=8)
+        for ax, m in zip(row[1:], maps.values()): _heat(ax, m[i])
+        for ax, o in zip(row[1+len(maps):], outlines.values()): ax.contour(o[i], [.5], colors='tab:orange', linewidths=1) if o[i].any() else None
+        row[0].set_ylabel(names[i], fontsize=8)
+    return fig
+
+# %% ../nbs/23_plots.ipynb #c9543618
+def _heat(ax, m):
+    "A map over its image, red for, blue against, pale where it says nothing."
+    top = np.quantile(np.abs(m), .995) or 1.
+    ax.imshow(m, cmap='bwr', vmin=-top, vmax=top, alpha=np.clip(np.abs(m)/top, 0, 1)*.8)
+
+# %% ../nbs/23_plots.ipynb #fd825c4c
+def curve_figure(table:pd.DataFrame, # row, task, iteration, value; seeds as further lines
+                 label:str='Dice' # of the axis
+) -> Figure: # one panel for each task
+    "Mean and 95 % interval over seeds of a score while training, for each row."
+    tasks = table.task.unique()
+    fig, axs = plt.subplots(1, len(tasks), figsize=(4.2*len(tasks), 3.2), dpi=80, squeeze=False, layout='constrained')
+    for ax, task in zip(axs[0], tasks):
+        sns.lineplot(table[table.task == task], x='iteration', y='value', hue='row', errorbar=('ci', 95), ax=ax, legend=ax is axs[0, -1])
+        ax.set(title=task, ylabel=label)
+    axs[0, -1].legend(loc='center left', bbox_to_anchor=(1, .5), frameon=False, fontsize=8); sns.despine(fig)
+    return fig
+
+# %% ../nbs/23_plots.ipynb #daaaaa81
+def first_reaching(table:pd.DataFrame, # from one task: row, seed, iteration, value
+                   target:Mapping[int, float] # seed -> value to reach
+) -> pd.DataFrame: # row, seed, iteration; NaN where it is not reached
+    "The first iteration at which every row and seed reaches the seed's target."
+    def first(g):
+        t = g[g.value >= target[g.name[1]]]
+        return t.iteration.min() if len(t) else np.nan
+    return table.groupby(['row', 'seed'], sort=False)[['iteration', 'value']].apply(first).rename('iteration').reset_index()
+
+# %% ../nbs/23_plots.ipynb #6b676913
+def chest_footer(records:Mapping[str, dict], # from `read_runs`
+                 text:str # metric, averaging and what the interval is over
+) -> str: # a paragraph
+    "What stands under a table of paper 2: the text, data, size, devices, versions and commits."
+    first = next(iter(records.values()))
+    def all_of(f): return ', '.join(sorted({str(f(r)) for r in records.values()}))
+    p, data = first['params'], f"chest X-ray phantoms of mlds (seed {first['params']['data_seed']})"
+    where = data if p['data'] == 'phantoms' else f"the folder {Path(p['data']).name}"
+    commits = all_of(lambda r: str(r['environment']['commit'])[:9] + (' with local changes' if r['environment']['dirty'] else ''))
+    return (f"{text} Data: {where}. Profile {p['profile']}: {p['size']} pixels. Device: {all_of(lambda r: r['environment']['device'])} "
+            f"({all_of(lambda r: r['environment']['cpu'])}); torch {first['environment']['packages']['torch']}; commit {commits}.")

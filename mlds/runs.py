@@ -123,12 +123,13 @@ def allowed(self:Param) -> str: # e.g. "'all', or int at least 1"
     number = f"{self.kind.__name__} {' and '.join(limits)}".strip() if self.kind else ''
     return ', or '.join(filter(None, (words, number)))
 
-# %% ../nbs/21_runs.ipynb #e4b731ec
+# %% ../nbs/21_runs.ipynb #bc584b3d
 def convert(value:object, # what arrived
             kind:object # int, float, bool, str, list
 ) -> object: # the value as `kind`
     "`value` as `kind`; ValueError or TypeError where that would change its meaning."
     if kind is bool and isinstance(value, str): value = {'true': True, 'false': False}.get(value.lower(), value)
+    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool): value = str(value) # papermill reads 64 as a number
     if kind not in (int, float) or isinstance(value, bool):
         if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool): raise TypeError
         return value

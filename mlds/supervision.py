@@ -23,15 +23,17 @@ def candidate_nll(logits:Tensor, # float (B, C, H, W)
     inside = logits.masked_fill(~unpack(possible, logits.shape[1]), -torch.inf)
     return logits.logsumexp(1) - inside.logsumexp(1)
 
-# %% ../nbs/06_supervision.ipynb #d590900d
+# %% ../nbs/06_supervision.ipynb #c9f9d90e
 def soft_dice_loss(logits:Tensor, # float (B, C, H, W)
                    sets:ClassSets, # int64 (B, 3, H, W)
-                   eps:float=1. # pixels added to both sides, against division by zero
+                   eps:float=1., # pixels added to both sides, against division by zero
+                   multilabel:bool=False # several classes at a pixel: sigmoid, and each class known or not by itself
 ) -> Tensor: # scalar in 0..1
     "One minus soft Dice over the known pixels, averaged over the foreground classes that occur there."
-    known = sets.known[:, None]
-    p = logits.float().softmax(1) * known
-    t = unpack(sets.certain, logits.shape[1]) * known
+    n, logits = logits.shape[1], logits.float()
+    known = unpack(~(sets.certain ^ sets.possible), n) if multilabel else sets.known[:, None]
+    p = (logits.sigmoid() if multilabel else logits.softmax(1)) * known
+    t = unpack(sets.certain, n) * known
     dims = (0, 2, 3)
     size = t.sum(dims)[1:]
     loss = 1 - (2*(p*t).sum(dims)[1:] + eps) / (p.sum(dims)[1:] + size + eps)
@@ -98,7 +100,7 @@ def upsample_loss(logits:Tensor, # float (B, C, h, w), one head
 # %% ../nbs/06_supervision.ipynb #847ea261
 LOWER = ('none', 'nearest', 'upsample', 'mlds-softmax', 'mlds-sigmoid')
 
-# %% ../nbs/06_supervision.ipynb #ad86bbf1
+# %% ../nbs/06_supervision.ipynb #e6b59332
 class MixedLoss:
     "Loss of a `Prediction` under class sets, for any mix of annotations."
     def __init__(self,
@@ -107,21 +109,31 @@ class MixedLoss:
                  head_weight:float=1., # weight of the sum over the heads
                  dice:float=1., # weight of soft Dice at full scale; 0 for the paper's cross-entropy alone
                  region:float=.1, # weight of the region terms
-                 reduction:str='mean' # over the batch, for the heads: 'mean' or, as published, 'sum'
+                 reduction:str='mean', # over the batch, for the heads: 'mean' or, as published, 'sum'
+                 multilabel:bool=False # several classes at a pixel: sigmoids instead of a softmax at full scale
     ):
         if lower not in LOWER: raise ValueError(f"lower='{lower}' is unknown: choose one of {', '.join(LOWER)}")
         if reduction not in ('mean', 'sum'): raise ValueError(f"reduction='{reduction}' is unknown: choose mean or sum")
+        if multilabel and lower not in ('none', 'mlds-sigmoid'): raise ValueError(f"lower='{lower}' is for one class a pixel: with multilabel=True choose none or mlds-sigmoid")
         self.n_classes, self.lower, self.head_weight, self.dice, self.region = n_classes, lower, head_weight, dice, region
-        self.reduction, self.parts = reduction, {}
+        self.reduction, self.multilabel, self.parts = reduction, multilabel, {}
     def __call__(self, pred, sets):
         sets = ClassSets(sets)
-        if (sets.possible == 0).any() or (sets.certain & sets.certain-1).any(): raise ValueError("a pixel has no class, or several at once: this loss is for one class a pixel")
+        if (sets.possible == 0).any(): raise ValueError("a pixel has no class: bit 0 of a class set stands for the background")
         levels = pyramid(sets, [h.shape[-2:] for h in pred[1]], self.n_classes) if self.lower.startswith('mlds') else []
-        self.parts = dict(mask=candidate_nll(pred[0], sets.possible).mean(), heads=self.heads(pred[1], sets, levels))
-        if self.dice: self.parts['dice'] = soft_dice_loss(pred[0], sets)
+        self.parts = dict(mask=self.mask(pred[0], sets), heads=self.heads(pred[1], sets, levels))
+        if self.dice: self.parts['dice'] = soft_dice_loss(pred[0], sets, multilabel=self.multilabel)
         if self.region: self.parts['region'] = self.regions(pred, sets, levels)
         weights = dict(mask=1., heads=self.head_weight, dice=self.dice, region=self.region)
         return sum(weights[k]*v for k, v in self.parts.items())
+
+# %% ../nbs/06_supervision.ipynb #f93efc0b
+def _mask(self, logits, sets):
+    "Loss at full scale: of candidate sets, or of each class by itself."
+    if self.multilabel: return mlds_loss(logits, sets).mean()
+    if (sets.certain & sets.certain-1).any(): raise ValueError("a pixel has several classes at once: MixedLoss needs multilabel=True for overlapping masks")
+    return candidate_nll(logits, sets.possible).mean()
+MixedLoss.mask = _mask
 
 # %% ../nbs/06_supervision.ipynb #d912f5d5
 def _heads(self, heads, sets, levels):
@@ -132,13 +144,14 @@ def _heads(self, heads, sets, levels):
     return getattr(torch.stack(losses).sum(0), self.reduction)()
 MixedLoss.heads = _heads
 
-# %% ../nbs/06_supervision.ipynb #d3872c93
+# %% ../nbs/06_supervision.ipynb #d69f4f91
 def _regions(self, pred, sets, levels):
     "Region terms of the full-scale head and, under multi-label supervision, of every other head; their mean."
     some = sets.regions.flatten(1).any(1)
     bits = region_bits(sets.regions[some])
     if not bits: return pred[0].new_zeros(())
-    terms = [region_loss(pred[0][some].float().log_softmax(1), sets.regions[some], bits)]
+    full = log_probs(pred[0][some])[0] if self.multilabel else pred[0][some].float().log_softmax(1)
+    terms = [region_loss(full, sets.regions[some], bits)]
     terms += [region_loss(log_probs(h[some], self.lower[5:])[0], l.regions[some], bits) for h, l in zip(pred[1], levels)]
     return torch.stack(terms).mean()
 MixedLoss.regions = _regions

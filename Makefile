@@ -37,7 +37,7 @@ reproduce: install
 COMMITTED = results/$(PROFILE)$(addprefix -,$(notdir $(filter-out phantoms,$(DATA))))
 
 redraw: install
-	@for n in table1 table2 figure1 figure2; do \
+	@for n in $$(mlds-plan results $(PROFILE) "$(DATA)"); do \
 	  papermill --no-progress-bar --log-level ERROR -k python3 nbs/experiments/$$n.ipynb $(or $(TMPDIR),/tmp)/mlds-$$n.ipynb \
 	    -p profile $(PROFILE) -p data "$(DATA)" -p runs $(COMMITTED) -p figures $(FIGURES) || exit 1; done
 	@mlds-plan end $(PROFILE) "$(DATA)" $(COMMITTED) $(FIGURES)

@@ -10,16 +10,13 @@ PROFILE, DATA = config.get("profile", "quick"), str(config.get("data", "phantoms
 RUNS, FIGURES = config.get("runs", "runs"), config.get("figures", "figures")
 PLAN = make_plan("settings.ini", PROFILE, DATA, RUNS)
 FILES = f"{RUNS}/plans/{PLAN['name']}"  # parameters of each run, executed notebooks
-RESULTS = [*PLAN["tables"], "figure1", "figure2"]
 PAPERMILL = "papermill --no-progress-bar --log-level ERROR -k python3 --execution-timeout 86400"
 SHOW = "|| (grep -v IPKernelApp {log} | tail -n 20 >&2; exit 1)"  # the error, when there is one
 write_plan(PLAN, FILES)
 
 
-# Table 2 has the cells that the figures are drawn from.
-def runs_of(wildcards):
-    table = wildcards.result if wildcards.result.startswith("table") else "table2"
-    return sorted({f"{RUNS}/{cell['run']}/metrics.json" for cell in PLAN[table]})
+def metrics_of(runs):
+    return sorted({f"{RUNS}/{run}/metrics.json" for run in runs})
 
 
 wildcard_constraints:
@@ -32,20 +29,24 @@ localrules:
 
 rule all:
     input:
-        expand(f"{FIGURES}/{PLAN['name']}/{{result}}.md", result=RESULTS),
+        expand(f"{FIGURES}/{PLAN['name']}/{{result}}.md", result=PLAN["results"]),
 
 
 # The library makes the run's folder complete or not at all, so the metrics file stands for the folder.
+# A run waits for those that it builds on: a fine-tuning for its pre-training.
 rule train:
     input:
-        [] if DATA != "phantoms" else ancient(f"{FILES}/phantoms.done"),
+        lambda w: metrics_of(PLAN["needs"][w.run]),
+        data=[] if DATA != "phantoms" else ancient(f"{FILES}/phantoms.done"),
     output:
         f"{RUNS}/{{run}}/metrics.json",
     log:
         f"{FILES}/{{run}}.log",
+    params:
+        notebook=lambda w: PLAN["notebook"][w.run],
     threads: 1
     shell:
-        "OMP_NUM_THREADS={threads} " + PAPERMILL + f" nbs/experiments/train.ipynb {FILES}/{{wildcards.run}}.ipynb -f {FILES}/{{wildcards.run}}.json"
+        "OMP_NUM_THREADS={threads} " + PAPERMILL + f" nbs/experiments/{{params.notebook}}.ipynb {FILES}/{{wildcards.run}}.ipynb -f {FILES}/{{wildcards.run}}.json"
         + " > {log} 2>&1 " + SHOW + f" && python -c \"from mlds.plan import progress; print(progress('{FILES}', '{{wildcards.run}}'), flush=True)\""
 
 
@@ -53,12 +54,12 @@ rule phantoms:
     output:
         touch(f"{FILES}/phantoms.done"),
     shell:
-        f"python -c \"from mlds.experiments import phantom_folder; import json; phantom_folder(json.load(open('{FILES}/plan.json'))['settings'])\""
+        f"python -c \"from mlds.experiments import draw_phantoms; draw_phantoms('{FILES}/plan.json')\""
 
 
 rule draw:
     input:
-        runs_of,
+        lambda w: metrics_of(cell["run"] for cell in PLAN[w.result]),
         notebook="nbs/experiments/{result}.ipynb",
     output:
         f"{FIGURES}/{PLAN['name']}/{{result}}.md",

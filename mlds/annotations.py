@@ -48,7 +48,7 @@ def read_labels(source:np.ndarray|str|Path # label image or its file
     if pixels.ndim != 2: raise ValueError(f"mask {source} has {pixels.shape[-1]} channels: store class ids in one 8-bit channel")
     return torch.from_numpy(pixels.astype(np.int64))
 
-# %% ../nbs/01_annotations.ipynb #a4450e96
+# %% ../nbs/01_annotations.ipynb #8dada9db
 @dataclass
 class Mask(Annotation):
     "A class for every pixel."
@@ -61,9 +61,10 @@ class Mask(Annotation):
         if tuple(labels.shape) != tuple(size):
             raise ValueError(f"mask is {tuple(labels.shape)} but its image is {tuple(size)} (height, width): they must agree")
         return class_sets(self.check_bits(labels, n_classes)) if self.bits else from_labels(labels, n_classes)
+    def read_sets(self): return self.read() if self.bits else 1 << self.read()
     def check_bits(self, sets, n_classes):
-        if sets.min() >= 0 and sets.max() < 1 << n_classes: return sets
-        raise ValueError(f"class sets {sets.min()}..{sets.max()} found, but {n_classes} classes are named: sets must be 0..{(1 << n_classes)-1}")
+        if sets.min() >= 1 and sets.max() < 1 << n_classes: return sets
+        raise ValueError(f"class sets {sets.min()}..{sets.max()} found, but {n_classes} classes are named: sets must be 1..{(1 << n_classes)-1}")
 
 # %% ../nbs/01_annotations.ipynb #0b0cb709
 @dataclass
@@ -121,18 +122,18 @@ class Tags(Annotation):
         if not present: return Boxes([]).class_sets(size, n_classes)
         return class_sets(certain, torch.full_like(certain, present | 1), torch.full_like(certain, present))
 
-# %% ../nbs/01_annotations.ipynb #9fdec163
-def boxes_of(labels:np.ndarray, # integer (H, W), class ids
+# %% ../nbs/01_annotations.ipynb #8f18ce53
+def boxes_of(sets:np.ndarray, # integer (H, W), class sets
              n_classes:int # number of classes of the task
 ) -> list[tuple[int, ...]]: # rows of class id, x0, y0, x1, y1
     "The bounding box of every connected component of every foreground class."
-    found = [(c, p.bbox) for c in range(1, n_classes) for p in regionprops(connected_components(labels == c, connectivity=2))]
+    found = [(c, p.bbox) for c in range(1, n_classes) for p in regionprops(connected_components(sets >> c & 1, connectivity=2))]
     return [(c, x0, y0, x1, y1) for c, (y0, x0, y1, x1) in found]
 
 # %% ../nbs/01_annotations.ipynb #f045cf64
 KINDS = ('mask', 'boxes', 'tags', 'unlabelled')
 
-# %% ../nbs/01_annotations.ipynb #2ea90c4c
+# %% ../nbs/01_annotations.ipynb #070c15c9
 def weaken(mask:Mask, # a full mask
            to:str, # one of `KINDS`
            n_classes:int # number of classes of the task
@@ -141,5 +142,6 @@ def weaken(mask:Mask, # a full mask
     if to not in KINDS: raise ValueError(f"cannot weaken a mask to '{to}': the kinds are {', '.join(KINDS)}")
     if to == 'mask': return mask
     if to == 'unlabelled': return Unlabelled()
-    labels = mask.read().numpy()
-    return Boxes(boxes_of(labels, n_classes)) if to == 'boxes' else Tags([int(c) for c in np.unique(labels) if c])
+    sets = mask.read_sets()
+    if to == 'boxes': return Boxes(boxes_of(sets.numpy(), n_classes))
+    return Tags([c for c in range(1, n_classes) if (sets >> c & 1).any()])

@@ -146,12 +146,12 @@ def check_splits(catalogue:pd.DataFrame # table with group, split
     if empty := [s for s in ('train', 'valid') if s not in set(catalogue.split)]: raise ValueError(f"split '{empty[0]}' is empty: give it at least one group")
     return catalogue
 
-# %% ../nbs/03_datasets.ipynb #7c95d024
+# %% ../nbs/03_datasets.ipynb #5b871c43
 def shown_classes(train:pd.DataFrame, # training rows, every annotation a Mask
                   n_classes:int # number of classes of the task
 ) -> list[set[int]]: # for each row the foreground classes that it shows well
     "The classes that cover, in an image, at least the median of their areas where they occur."
-    areas = np.stack([np.bincount(a.read().flatten(), minlength=n_classes) for a in train.annotation])
+    areas = np.stack([[(sets >> c & 1).sum() for c in range(n_classes)] for sets in (a.read_sets() for a in train.annotation)])
     areas = np.where(areas > 0, areas, np.nan)[:, 1:n_classes]
     medians = [np.median(c[~np.isnan(c)]) if (~np.isnan(c)).any() else np.inf for c in areas.T]
     return [set(np.flatnonzero(row >= medians) + 1) for row in areas]

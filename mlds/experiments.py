@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['phantom_folder', 'check_full', 'load_data', 'shows_foreground', 'limit_pool', 'experiment_dataloaders',
            'experiment_learner', 'fit', 'evaluate', 'summarize', 'teaching_row', 'teaching_example', 'pick_examples',
-           'save_examples', 'record', 'train_and_record', 'device_name']
+           'save_arrays', 'save_examples', 'record', 'train_and_record', 'device_name']
 
 # %% ../nbs/25_experiments.ipynb #22d6bd61
 import io
@@ -185,26 +185,29 @@ def pick_examples(truth:Sequence[np.ndarray], # N arrays (H, W) of class ids
     area = pd.DataFrame(dict(group=list(groups), area=[(t > 0).sum() for t in truth]))
     return area.sort_values('area', ascending=False, kind='stable').drop_duplicates('group').index[:n].tolist()
 
-# %% ../nbs/25_experiments.ipynb #dbe11344
-def _save_arrays(run, name, arrays):
-    "Arrays of numbers and text, compressed."
+# %% ../nbs/25_experiments.ipynb #521d179f
+def save_arrays(run:Run, # a started run
+                name:str, # of the file, *.npz
+                arrays:dict # name -> array of numbers or text
+) -> None:
+    "Write arrays of numbers and text, compressed."
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **{k: v.astype(str) if v.dtype == object else v for k, v in arrays.items()})
     run.save_bytes(name, buffer.getvalue())
 
-# %% ../nbs/25_experiments.ipynb #aa0155d4
+# %% ../nbs/25_experiments.ipynb #2f2877c7
 def save_examples(run:Run, # a started run
                   arrays:dict[str, list], # from `evaluate`
                   groups:Sequence[str], # group of each image
                   classes:Sequence[str], # class names, background first
-                  teaching:dict[str, np.ndarray] # from `teaching_example`
+                  teaching:dict[str, np.ndarray]|None=None # from `teaching_example`
 ) -> None:
     "Write the pictures' raw material: examples.npz (test images, those of one size) and teaching.npz."
     some = pick_examples(arrays['truth'], groups)
     some = [i for i in some if arrays['truth'][i].shape == arrays['truth'][some[0]].shape]
     chosen = {k: np.stack([v[i] for i in some]) for k, v in arrays.items()}
-    _save_arrays(run, 'examples.npz', chosen | dict(classes=np.array(classes)))
-    _save_arrays(run, 'teaching.npz', teaching)
+    save_arrays(run, 'examples.npz', chosen | dict(classes=np.array(classes)))
+    if teaching: save_arrays(run, 'teaching.npz', teaching)
 
 # %% ../nbs/25_experiments.ipynb #df312c0b
 def record(run:Run, # a started run

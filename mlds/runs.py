@@ -6,8 +6,8 @@
 __all__ = ['PACKAGES', 'plain', 'run_id', 'folder_manifest', 'environment', 'Param', 'convert', 'check_parameters',
            'collect_parameters', 'atomic_file', 'read_json', 'Run', 'lock', 'unlock', 'load_runs', 'time_left']
 
-# %% ../nbs/21_runs.ipynb #6c944f2c
-import difflib, errno, fcntl, hashlib, importlib.metadata, json, math, os, platform, re, shutil, subprocess, sys
+# %% ../nbs/21_runs.ipynb #9be96a41
+import difflib, errno, fcntl, hashlib, importlib.metadata, json, math, os, platform, re, shutil, subprocess
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone

@@ -8,10 +8,14 @@ from PIL import Image
 
 from conftest import ROOT, call, make
 from mlds.phantoms import save_phantoms
-from mlds.plan import ARMS, LOWER_NAMES, make_plan
+from mlds.plan import ARMS, LOWER_NAMES, PAPER1, PAPER2, make_plan
 
-RESULTS = ('table1', 'table2', 'figure1', 'figure2')
-KEPT = {'params.json', 'manifest.json', 'metrics.json', 'environment.json', 'history.csv', 'per_image.csv', 'examples.npz', 'teaching.npz'}
+ALWAYS = {'params.json', 'manifest.json', 'metrics.json', 'environment.json'}
+KEPT = dict(train={'history.csv', 'per_image.csv', 'examples.npz', 'teaching.npz'}, joint={'history.csv', 'per_image.csv', 'examples.npz'},
+            classify={'auroc.csv', 'probs.csv'}, localise={'localisation.csv', 'gallery.npz'}, explain=set(), pretrain={'history.csv'},
+            finetune={'scores.csv', 'curves.csv'})
+LEFT = dict(train={'weights.safetensors'}, joint=set(), classify={'weights.safetensors'}, localise=set(), explain={'doll'},
+            pretrain={'weights.safetensors', 'weights.md'}, finetune=set())
 
 
 def papermill(notebook, folder, **params):
@@ -37,7 +41,7 @@ def test_one_command_makes_everything(smoke):
     assert said.startswith(f"smoke: {len(plan['runs'])} runs, 0 of them finished")
     assert f"[{len(plan['runs'])}/{len(plan['runs'])}]" in said
     assert (folder/'table2.md').read_text().strip() in said
-    for name in RESULTS:
+    for name in PAPER1 + PAPER2:
         assert f'figures/smoke/{name}.png' in said
         assert np.asarray(Image.open(folder/f'{name}.png').convert('L')).std() > 5
         assert 'Profile smoke: 64x64 pixels' in (folder/f'{name}.md').read_text()
@@ -46,8 +50,10 @@ def test_one_command_makes_everything(smoke):
 
 def test_runs_are_complete(smoke):
     copy, _ = smoke
-    for run, params in plan_of(copy)['runs'].items():
-        assert {f.name for f in (copy/'runs'/run).iterdir()} == KEPT | {'weights.safetensors'}
+    plan = plan_of(copy)
+    for run, params in plan['runs'].items():
+        assert {f.name for f in (copy/'runs'/run).iterdir()} == ALWAYS | KEPT[plan['notebook'][run]] | LEFT[plan['notebook'][run]]
+        if plan['notebook'][run] != 'train': continue
         drawn = json.loads((copy/'runs'/run/'metrics.json').read_text())['drawn']
         n = params['iterations']*params['bs']
         assert drawn == ({'mask': n} if params['kind'] == 'none' else {'mask': n, params['kind']: n})
@@ -74,10 +80,11 @@ def test_finished_runs_stay_as_they_are(smoke):
 def test_redrawn_from_what_is_committed(smoke):
     copy, _ = smoke
     make('results', 'PROFILE=smoke', cwd=copy)
-    for run in plan_of(copy)['runs']: assert {f.name for f in (copy/'results/smoke'/run).iterdir()} == KEPT
+    for run, notebook in plan_of(copy)['notebook'].items():
+        assert {f.name for f in (copy/'results/smoke'/run).iterdir()} - {'weights.md'} == ALWAYS | KEPT[notebook]
     make('redraw', 'PROFILE=smoke', 'FIGURES=again', cwd=copy)
     assert drawn(copy/'again/smoke') == drawn(copy/'figures/smoke')
-    assert len(drawn(copy/'again/smoke')) == 6
+    assert len(drawn(copy/'again/smoke')) == 6 + 11
 
 def test_a_table_without_its_runs(tmp_path):
     done = papermill('table1', tmp_path, runs=tmp_path, figures=tmp_path)
@@ -122,7 +129,7 @@ def test_what_a_profile_would_do(checkout, tmp_path, profile):
     assert done.returncode == 0, done.stderr
     jobs = dict(re.findall(r'^(\w+) +(\d+)$', done.stdout + done.stderr, flags=re.M))
     n = len(make_plan(ROOT/'settings.ini', profile)['runs'])
-    assert jobs == {'all': '1', 'draw': '4', 'phantoms': '1', 'train': str(n), 'total': str(n+6)}
+    assert jobs == {'all': '1', 'draw': '10', 'phantoms': '1', 'train': str(n), 'total': str(n+12)}
 
 @pytest.mark.parametrize('args, words', [(['PROFILE=fast'], "profile 'fast' is unknown"), (['DATA=nowhere'], 'nowhere/labels.csv does not exist')])
 def test_a_wrong_word_after_make(checkout, args, words):

@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from conftest import ROOT, call, git_files, make
-from mlds.plan import TRAIN, make_plan, read_profile
+from mlds.plan import PAPER1, PAPER2, SCHEMAS, make_plan, read_chest_profile, read_profile
 
 README = (ROOT/'README.md').read_text()
 CHAPTERS = sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))
@@ -51,7 +51,7 @@ def test_readme_is_finished():
     assert not [l for l in links if not (ROOT/l).exists()]
 
 def test_readme_shows_every_chapter():
-    rows = re.findall(r'^\| \[(\d+_\w+)\]\(nbs/(\w+)\.ipynb\) \| `mlds\.(\w+)` \|', README, flags=re.M)
+    rows = re.findall(r'^\| \[(\d+\w+)\]\(nbs/(\w+)\.ipynb\) \| `mlds\.(\w+)` \|', README, flags=re.M)
     assert rows == [(n.stem, n.stem, module_of(n)) for n in CHAPTERS]
 
 def test_readme_knows_the_number_of_trainings():
@@ -100,20 +100,30 @@ def test_every_profile_is_valid(data):
     ini.read(ROOT/'settings.ini')
     profiles = [s for s in ini.sections() if s != 'data' and ' ' not in s]
     assert {'smoke', 'quick', 'full'} <= set(profiles)
-    assert {s.removesuffix(' folder') for s in ini.sections() if ' ' in s} <= set(profiles)
+    parts = {s.removesuffix(' folder').partition(' ')[::2] for s in ini.sections() if ' ' in s}
+    assert {p for p, _ in parts} <= set(profiles) and {n for _, n in parts} <= {'', 'chest', *SCHEMAS} - {'train'}
     for profile in profiles:
-        params, budgets, seeds, tables = read_profile(ROOT/'settings.ini', profile, data)
+        params, budgets, seeds, results = read_profile(ROOT/'settings.ini', profile, data)
         assert params['profile'] == profile and params['iterations'] % params['epochs'] == 0
         assert sorted(set(budgets)) == budgets and len(budgets) >= 2 and len(set(seeds)) == len(seeds) >= 1
 
-def test_train_notebook_has_the_parameters_of_the_plan():
-    cell, = (c.source for c in nbformat.read(ROOT/'nbs/experiments/train.ipynb', 4).cells if 'parameters' in c.metadata.get('tags', []))
-    found = {}
+@pytest.mark.parametrize('profile', ['smoke', 'quick', 'full'])
+def test_every_profile_is_valid_for_paper_2(profile):
+    chest = read_chest_profile(ROOT/'settings.ini', profile)
+    for name in ('classify', 'pretrain', 'finetune', 'joint'): assert chest[name]['iterations'] % chest[name]['epochs'] == 0
+    for name in ('pretrain', 'finetune', 'joint'): assert chest[name]['encoder'] == chest['archs'][0], 'the backbone comes from the first member'
+    assert len({(chest[n]['data_seed'], chest[n]['images'], chest[n]['size']) for n in SCHEMAS if n != 'train'}) == 1
+    assert {chest['pretrain'][k] == chest['finetune'][k] for k in ('width', 'head_width', 'leak')} == {True}
+
+@pytest.mark.parametrize('notebook', SCHEMAS)
+def test_notebooks_have_the_parameters_of_the_plan(notebook):
+    cell, = (c.source for c in nbformat.read(ROOT/f'nbs/experiments/{notebook}.ipynb', 4).cells if 'parameters' in c.metadata.get('tags', []))
+    found, schema = {}, SCHEMAS[notebook]
     exec(cell, {}, found)
-    assert found == {k: p.default for k, p in TRAIN.items()}
-    assert {k: type(v) for k, v in found.items()} == {k: type(p.default) for k, p in TRAIN.items()}
+    assert found == {k: p.default for k, p in schema.items()}
+    assert {k: type(v) for k, v in found.items()} == {k: type(p.default) for k, p in schema.items()}
 
 def test_drawing_notebooks_share_their_parameters():
     cells = {n: [c.source for c in nbformat.read(ROOT/f'nbs/experiments/{n}.ipynb', 4).cells if 'parameters' in c.metadata.get('tags', [])]
-             for n in ('table1', 'table2', 'figure1', 'figure2')}
+             for n in PAPER1 + PAPER2}
     assert len({json.dumps(c) for c in cells.values()}) == 1 and len(cells['table1']) == 1

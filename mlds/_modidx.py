@@ -690,6 +690,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'mlds.transfer.starting_network': ('transfer.html#starting_network', 'mlds/transfer.py'),
                                'mlds.transfer.take_fraction': ('transfer.html#take_fraction', 'mlds/transfer.py'),
                                'mlds.transfer.trainable': ('transfer.html#trainable', 'mlds/transfer.py'),
+                               'mlds.transfer.trained_groups': ('transfer.html#trained_groups', 'mlds/transfer.py'),
                                'mlds.transfer.transfer_learner': ('transfer.html#transfer_learner', 'mlds/transfer.py')},
             'mlds.unet': { 'mlds.unet.EncoderDecoder': ('unet.html#encoderdecoder', 'mlds/unet.py'),
                            'mlds.unet.EncoderDecoder.__init__': ('unet.html#encoderdecoder.__init__', 'mlds/unet.py'),

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['OBSERVATIONS', 'STRUCTURES', 'CHEST_VERSION', 'OBS', 'RATES', 'PARENTS', 'SPOKEN', 'LINE', 'HEART', 'LEFT', 'RIGHT',
-           'BODY', 'TASKS', 'FINDINGS', 'MU', 'BONE', 'LETTERS', 'frequency', 'draw_truth', 'imply', 'draw_labels',
-           'smooth', 'look_up', 'draw_anatomy', 'wall', 'draw_spots', 'draw_opacities', 'draw_others', 'draw_infection',
-           'draw_lines', 'chest_patient', 'chest_view', 'has', 'to_pixels', 'window', 'ramp', 'spot', 'stroke',
-           'midline', 'heart', 'dome', 'lungs', 'rib_number', 'broken', 'ribs', 'clavicles', 'skeleton', 'soft_tissue',
-           'grow_branches', 'vessel_tree', 'vessels', 'replace_air', 'opacity', 'pneumonia', 'nodules', 'edema',
-           'atelectasis', 'effusion', 'pneumothorax', 'pleural', 'fracture', 'devices', 'draw_findings', 'airways',
-           'absorb', 'detect', 'develop', 'add_marker', 'collimate', 'render', 'class_bits', 'chest_image',
+           'BODY', 'DEVICES', 'TASKS', 'FINDINGS', 'MU', 'BONE', 'LETTERS', 'frequency', 'draw_truth', 'imply',
+           'draw_labels', 'smooth', 'look_up', 'draw_anatomy', 'wall', 'draw_spots', 'draw_opacities', 'draw_others',
+           'draw_infection', 'draw_lines', 'chest_patient', 'chest_view', 'has', 'to_pixels', 'window', 'ramp', 'spot',
+           'stroke', 'midline', 'heart', 'dome', 'lungs', 'rib_number', 'broken', 'ribs', 'clavicles', 'skeleton',
+           'soft_tissue', 'grow_branches', 'vessel_tree', 'vessels', 'replace_air', 'opacity', 'pneumonia', 'nodules',
+           'edema', 'atelectasis', 'effusion', 'pneumothorax', 'pleural', 'fracture', 'devices', 'draw_findings',
+           'airways', 'absorb', 'detect', 'develop', 'add_marker', 'collimate', 'render', 'class_bits', 'chest_image',
            'show_chest', 'chest_phantoms', 'save_chest_phantoms']
 
 # %% ../nbs/02b_chest.ipynb #0ecf2a96
@@ -26,18 +26,18 @@ from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter, uniform_filter
 from .phantoms import _same_recipe, cloud, shrink
 
-# %% ../nbs/02b_chest.ipynb #5ac92331
+# %% ../nbs/02b_chest.ipynb #fd93a071
 OBSERVATIONS = ['No Finding','Enlarged Cardiomediastinum','Cardiomegaly','Lung Opacity','Lung Lesion','Edema','Consolidation',
     'Pneumonia','Atelectasis','Pneumothorax','Pleural Effusion','Pleural Other','Fracture','Support Devices']
 STRUCTURES = ['lungs','heart','clavicles']
-CHEST_VERSION = 1
+CHEST_VERSION = 2
 OBS = {o: i for i,o in enumerate(OBSERVATIONS)}
 
-# %% ../nbs/02b_chest.ipynb #f382093f
+# %% ../nbs/02b_chest.ipynb #5cfeead0
 RATES = {  #                      positive uncertain blank   failure infection injury
     'Enlarged Cardiomediastinum': (5.8,  4.8, .88,   .3,  .0,  .1),
     'Cardiomegaly':               (12.3, 3.5, .94,   .6,  .0,  .0),
-    'Lung Opacity':               (8.,   2.3, .94,   .0,  .3,  .0),
+    'Lung Opacity':               (16.,  2.3, .94,   .0,  .3,  .0),
     'Lung Lesion':                (3.7,   .6, .99,  -.2,  .1, -.1),
     'Edema':                      (26.1, 6.2, .87,   .7,  .1,  .0),
     'Consolidation':              (6.8, 12.8, .84,   .0,  .8,  .1),
@@ -83,8 +83,8 @@ def imply(
     truth[0] = not truth[1:-1].any()
     return truth
 
-# %% ../nbs/02b_chest.ipynb #593b6400
-SPOKEN = {'Lung Opacity': .82, 'Enlarged Cardiomediastinum': .05}  # share of implied parents that a report mentions
+# %% ../nbs/02b_chest.ipynb #b1b456a4
+SPOKEN = {'Lung Opacity': .78, 'Enlarged Cardiomediastinum': .05, 'No Finding': .6}  # share that a report mentions where only others imply it
 
 def draw_labels(
     rng: np.random.Generator, # source of randomness
@@ -95,10 +95,11 @@ def draw_labels(
     labels = np.full(len(OBSERVATIONS), np.nan)
     for o,(_,unsure,blank,*_) in RATES.items():
         i, t = OBS[o], frequency(o)
-        hedge, silent, unspoken = rng.random(3) < (unsure/200/(t if truth[i] else 1-t), blank, 1-SPOKEN.get(o, 1))
+        implied = truth[i] and not own[i]
+        hedge, silent, unspoken = rng.random(3) < (0 if implied else unsure/200/(t if own[i] else 1-t), blank, 1-SPOKEN.get(o, 1))
         said = 1. if truth[i] else np.nan if silent else 0.
-        labels[i] = -1 if hedge else np.nan if truth[i] and not own[i] and unspoken else said
-    if truth[0] and not (np.abs(labels[1:-1])==1).any(): labels[0] = 1
+        labels[i] = -1 if hedge else np.nan if implied and unspoken else said
+    if truth[0] and rng.random()<SPOKEN['No Finding'] and not (np.abs(labels[1:-1])==1).any(): labels[0] = 1
     return labels
 
 # %% ../nbs/02b_chest.ipynb #82cde94a
@@ -122,7 +123,7 @@ def look_up(
     "Values of a tabulated curve"
     return curve.astype(np.float32)[np.clip((at - LINE[0])*1000 + .5, 0, len(LINE)-1).astype(np.int32)]
 
-# %% ../nbs/02b_chest.ipynb #085a82df
+# %% ../nbs/02b_chest.ipynb #47d79f0f
 HEART = [.18,.172,.15,.125,.122,.141,.156,.164,.193,.2,.172,.16]  # radius, every 30 degrees from the patient's left, clockwise in the image
 LEFT  = {0:.045, .1:.05, .16:.055, .20:.066, .235:.086, .265:.087, .30:.080, .34:.086, .39:.102, .45:.108, .52:.095, .6:.07, .8:.05}
 RIGHT = {0:.045, .125:.052, .20:.051, .26:.056, .32:.064, .38:.073, .44:.080, .5:.082, .6:.07, .8:.05}
@@ -134,11 +135,12 @@ def draw_anatomy(
     "Draw a patient's anatomy"
     n, u = rng.normal, rng.uniform
     vary = lambda knots, sd: {k: v*(1 + sd*n()) for k,v in knots.items()}
-    return dict(top=.085+.006*n(), wide=u(.93,1.06), flare=u(-.04,.06), dome=u(.665,.71)+np.array([0,u(.005,.03)]), arch=u(.06,.12,2),
-        heart=np.array(HEART)*(1 + .035*n(size=12)), heart_at=np.array([.05,.635]) + n(0,.006,2), heart_width=u(.9,1.08),
-        left=vary(LEFT,.04), right=vary(RIGHT,.04), body=u(.93,1.10), fat=u(1.25,1.7), belly=u(.2,.9), female=rng.random()<.45, breast=u(.09,.15),
-        clavicle=np.array([u(.03,.05), u(.165,.205), u(.05,.11), u(.006,.018)]), spacing=u(.058,.068), uneven=u(0,6), slant=u(.09,.16), front=u(.14,.22),
-        bone=u(.7,1.3), gas=u(-.4,1), squeeze=u(.93,1.06), zoom=u(.90,1.06), texture=int(rng.integers(2**31)), tree=int(rng.integers(2**31)))
+    return dict(top=.085+.006*n(), wide=u(.93,1.06), flare=u(-.04,.06), dome=u(.635,.71)+np.array([0,u(.005,.03)]), arch=u(.08,.14,2),
+        heart=np.array(HEART)*(1 + .035*n(size=12)), heart_at=np.array([.05,.635]) + n(0,.006,2), heart_width=u(.94,1.12),
+        left=vary(LEFT,.04), right=vary(RIGHT,.04), clavicle=np.array([u(.03,.05), u(.165,.205), u(.05,.11), u(.006,.018)]),
+        body=u(.93,1.10), fat=u(1.25,1.7), belly=u(.2,.9), female=rng.random()<.45, breast=u(.09,.15),
+        spacing=u(.058,.068), uneven=u(0,6), slant=u(.09,.16), front=u(.14,.22), bone=u(.55,1.2), gas=u(-.4,1), blood=u(.7,1.4),
+        squeeze=u(.93,1.06), zoom=u(.90,1.06), texture=int(rng.integers(2**31)), tree=int(rng.integers(2**31)))
 
 # %% ../nbs/02b_chest.ipynb #d7b8ebae
 def wall(
@@ -165,7 +167,7 @@ def draw_spots(
     x = side*(inner + rng.uniform(*depth, n)*(edge-inner))
     return np.stack([x, y, size*rng.uniform(.8,1.3,n), size*rng.uniform(.7,1.1,n), rng.uniform(0,np.pi,n), rng.uniform(*strength,n)], 1)
 
-# %% ../nbs/02b_chest.ipynb #0d157f52
+# %% ../nbs/02b_chest.ipynb #468f39f5
 def draw_opacities(
     rng: np.random.Generator, # source of randomness
 ) -> dict: # spots by observation
@@ -174,7 +176,7 @@ def draw_opacities(
     cons = draw_spots(rng, rng.integers(1,4), (.3,.70), (.15,.8), (.05,.10), (.5,.85), side)
     pneu = cons if rng.random()<.7 else draw_spots(rng, rng.integers(1,4), (.3,.68), (.2,.8), (.05,.09), (.4,.7))
     return {'Consolidation': cons, 'Pneumonia': pneu, 'Lung Opacity': draw_spots(rng, rng.integers(1,3), (.2,.66), (.1,.9), (.05,.09), (.3,.55)),
-            'Lung Lesion': draw_spots(rng, rng.choice([1,1,1,2,3]), (.18,.64), (.15,.85), (.016,.036), (.8,1.5))}
+            'Lung Lesion': draw_spots(rng, rng.choice([1,1,1,2,3]), (.18,.64), (.15,.85), (.02,.05), (1.1,2.))}
 
 def draw_others(
     rng: np.random.Generator, # source of randomness
@@ -182,12 +184,14 @@ def draw_others(
     "Draw findings that are no spots"
     u, side = rng.uniform, rng.choice([-1,1])
     sides = lambda both: [-1,1] if rng.random()<both else [rng.choice([-1,1])]
-    level = lambda: min(u(.50,.73), u(.50,.76))
-    return {'Cardiomegaly': u(1.22,1.5), 'Enlarged Cardiomediastinum': u(1.5,2.1), 'Edema': dict(haze=u(.3,.65), reach=u(.13,.22)),
-        'Atelectasis': dict(bands=[(s, u(.58,.70), u(.08,.15), u(.006,.011), u(-.25,.25), u(.4,.75)) for s in sides(.35) for _ in range(rng.integers(1,4))], loss=u(0,.05)),
-        'Pneumothorax': dict(side=side, width=u(.03,.11), base=u(.1,1)), 'Pleural Effusion': [(s, level(), u(.05,.15), u(.6,.95)) for s in sides(.45)],
+    band = lambda s: (s, u(.58,.70), u(.08,.15), u(.007,.013), u(-.25,.25), u(.5,1.))
+    broken = rng.choice(np.arange(3,8), rng.integers(2,5), replace=False)
+    return {'Cardiomegaly': u(1.10,1.40), 'Enlarged Cardiomediastinum': u(1.3,1.8), 'Edema': dict(haze=u(.08,.36), reach=u(.12,.22)),
+        'Atelectasis': dict(bands=[band(s) for s in sides(.35) for _ in range(rng.integers(1,4))], loss=u(0,.05)),
+        'Pneumothorax': dict(side=side, width=u(.05,.12), base=u(.1,1)),
+        'Pleural Effusion': [(s, u(-.12,.055), u(.04,.13), u(.4,.95)) for s in sides(.45)],
         'Pleural Other': dict(side=rng.choice([-1,1]), apex=rng.random()<.5, thick=u(.014,.028), at=u(.3,.6), long=u(.08,.2)),
-        'Fracture': [(rng.choice([-1,1])*u(.55,.85), k, u(.35,.6)*rng.choice([-1,1])) for k in rng.choice(np.arange(3,8), rng.integers(1,4), replace=False)]}
+        'Fracture': [(rng.choice([-1,1])*u(.55,.85), k, u(.45,.75)*rng.choice([-1,1])) for k in broken]}
 
 # %% ../nbs/02b_chest.ipynb #a122d0f3
 def draw_infection(
@@ -198,24 +202,28 @@ def draw_infection(
     core = draw_spots(rng, rng.integers(0,4), (.4,.72), (.4,.95), (.03,.06), (.5,.8))
     return np.concatenate([*both, core])
 
-# %% ../nbs/02b_chest.ipynb #ce25136d
+# %% ../nbs/02b_chest.ipynb #ac1f5490
+DEVICES = dict(  # share, radius, attenuation, and knots from the entry, on side s
+    tracheal  =(.18, .0075, .45, lambda s: [(0,-.15),(.005,0),(0,.15),(0,.28)]),
+    central   =(.17, .0045, .5,  lambda s: [(s*.13,-.1),(s*.10,.06),(s*.06,.17),(-.035,.27),(-.045,.40)]),
+    subclavian=(.12, .0045, .5,  lambda s: [(s*.5,.24),(s*.30,.14),(s*.14,.15),(-.03,.24),(-.045,.40)]),
+    gastric   =(.17, .005,  .45, lambda s: [(.01,-.15),(.012,.1),(.008,.35),(.015,.6),(.04,.78),(.11,.84)]),
+    chest     =(.12, .0085, .4,  lambda s: [(s*.46,.66),(s*.36,.58),(s*.30,.42),(s*.22,.24),(s*.17,.16)]),
+    wire      =(.14, .003,  .35, lambda s: [(s*.55,.2),(s*.33,.22),(s*.2,.35),(s*.05,.4),(-s*.12,.55),(-s*.3,.62),(-s*.52,.75)]),
+    pacer     =(.10, .004,  .6,  lambda s: [(.25,.19),(.17,.145),(.08,.155),(0,.20),(-.04,.30),(-.05,.45),(-.03,.60),(.09,.69)]))
+
 def draw_lines(
     rng: np.random.Generator, # source of randomness
-) -> list: # (knots (n, 2), radius, attenuation) for each line, and a box for a pacemaker's battery
+) -> list: # name, knots (n, 2), radius and attenuation of each line
     "Draw tubes, catheters, wires and a pacemaker"
-    j = lambda *knots: np.array(knots) + rng.normal(0, .008, (len(knots),2))
-    s, kinds = rng.choice([-1,1]), dict(
-        tracheal=lambda s: (j((.0,-.15),(.005,0),(0,.15),(.0,rng.uniform(.24,.31))), .0075, .45),
-        central=lambda s: (j((s*.13,-.1),(s*.10,.06),(s*.06,.17),(-.035,.27),(-.045,.40)), .0045, .5),
-        subclavian=lambda s: (j((s*.5,.24),(s*.30,.14),(s*.14,.15),(-.03,.24),(-.045,.40)), .0045, .5),
-        gastric=lambda s: (j((.01,-.15),(.012,.1),(.008,.35),(.015,.6),(.04,.78),(.11,.84)), .005, .45),
-        chest=lambda s: (j((s*.46,.66),(s*.36,.58),(s*.30,.42),(s*.22,.24),(s*.17,.16)), .0085, .4),
-        wire=lambda s: (j((s*.55,.3),(s*.30,.26),(s*.10,.33),(-s*.14,.52),(-s*.4,.7)), .0035, .45),
-        pacer=lambda s: (j((.25,.2),(.12,.15),(-.02,.22),(-.05,.42),(-.02,.62),(.09,.70)), .004, .8))
-    names = rng.choice(list(kinds), rng.integers(1,5), replace=False, p=[.18,.17,.12,.17,.12,.14,.10])
-    return [(name, *kinds[name](rng.choice([-1,1]))) for name in names]
+    names, out = rng.choice(list(DEVICES), rng.integers(1,5), replace=False, p=[d[0] for d in DEVICES.values()]), []
+    for name in names:
+        _, r, dense, course = DEVICES[name]
+        knots = np.array(course(rng.choice([-1,1])))
+        out.append((name, knots + rng.normal(0, .035 if name=='wire' else .008, knots.shape), r, dense))
+    return out
 
-# %% ../nbs/02b_chest.ipynb #a044ddb7
+# %% ../nbs/02b_chest.ipynb #abf926b0
 TASKS = ('findings','anatomy','infection')
 
 def chest_patient(
@@ -226,7 +234,8 @@ def chest_patient(
 ) -> SimpleNamespace: # everything that is the same in all images of the patient
     "Draw one patient"
     rng = np.random.default_rng([seed, patient])
-    drawn, sick = draw_anatomy(rng), dict(spots=draw_opacities(rng), other=draw_others(rng), lines=draw_lines(rng), infection=draw_infection(rng))
+    drawn = draw_anatomy(rng)
+    sick = dict(spots=draw_opacities(rng), other=draw_others(rng), lines=draw_lines(rng), infection=draw_infection(rng))
     own, rare = draw_truth(rng), rng.random(len(OBSERVATIONS))
     if task == 'anatomy': own = rare < np.where(np.arange(len(OBSERVATIONS))==OBS['Lung Lesion'], .4, .01)
     if task == 'infection': own &= (rare<.25) | (np.arange(len(OBSERVATIONS))==OBS['Support Devices'])
@@ -235,7 +244,7 @@ def chest_patient(
     infected = ill if infected is None else infected
     return SimpleNamespace(seed=seed, patient=patient, images=images, infected=infected, own=own, truth=imply(own), **drawn, **sick)
 
-# %% ../nbs/02b_chest.ipynb #5c7204ac
+# %% ../nbs/02b_chest.ipynb #765cc39b
 @lru_cache(maxsize=8)
 def _grid(size):
     "x and y of the pixels' centres, 0 in the middle, the shorter side is 1"
@@ -253,7 +262,8 @@ def chest_view(
     turn = np.array([[np.cos(a),-np.sin(a)],[np.sin(a),np.cos(a)]], np.float32)*zoom/np.array([[p.squeeze],[1]])
     turn, shift = turn.astype(np.float32), np.array([dx, .5+dy], np.float32)
     X, Y = (t[0]*x + t[1]*y + s for t,s in zip(turn, shift))
-    v = SimpleNamespace(p=p, rng=rng, size=size, pixel=zoom/min(size), X=X, Y=Y, R=np.abs(X), turn=turn, shift=shift, breath=rng.normal(0,.008), findings={})
+    v = SimpleNamespace(p=p, rng=rng, size=size, pixel=zoom/min(size), X=X, Y=Y, R=np.abs(X), shift=shift, findings={})
+    v.back, v.breath = np.linalg.inv(turn.astype(float)).T, rng.normal(0,.008)
     v.wall = look_up(wall(p), Y)
     return v
 
@@ -264,14 +274,14 @@ def has(
     "Whether a finding is to be drawn"
     return bool(v.p.own[OBS[name]])
 
-# %% ../nbs/02b_chest.ipynb #09ec6f88
+# %% ../nbs/02b_chest.ipynb #c4211973
 def to_pixels(
     v: SimpleNamespace, # from `chest_view`
     at: np.ndarray, # (n, 2) body coordinates
 ) -> np.ndarray: # (n, 2) column and row, pixels
     "From body coordinates to pixels"
     H, W = v.size
-    return (at - v.shift) @ np.linalg.inv(v.turn).T*min(H,W) + np.array([W, H])/2 - .5
+    return (at - v.shift) @ v.back*min(H,W) + (W/2 - .5, H/2 - .5)
 
 def window(
     v: SimpleNamespace, # from `chest_view`
@@ -279,11 +289,11 @@ def window(
     r: float,  # radius, body coordinates
 ) -> tuple: # slices of rows and columns
     "The part of the image around a point"
-    (c, row), d = to_pixels(v, np.array([at]))[0], r/v.pixel*1.1 + 1
-    span = lambda m, n: slice(int(np.clip(m-d, 0, n)), int(np.clip(m+d+2, 0, n)))
+    (c, row), d = to_pixels(v, np.array(at)).tolist(), r/v.pixel*1.1 + 1
+    span = lambda m, n: slice(int(max(m-d, 0)), int(max(min(m+d+2, n), 0)))
     return span(row, v.size[0]), span(c, v.size[1])
 
-# %% ../nbs/02b_chest.ipynb #f604c8ef
+# %% ../nbs/02b_chest.ipynb #8c00c39a
 def ramp(x, soft): return np.clip(x/soft + .5, 0, 1)
 
 def spot(
@@ -295,7 +305,7 @@ def spot(
     x, y, rx, ry, angle, _ = map(float, s)
     w, c, n = window(v, (x,y), max(rx,ry)*(1 + 1.5*ragged)), math.cos(angle), math.sin(angle)
     dx, dy = v.X[w]-x, v.Y[w]-y
-    level = 1 - np.hypot((c*dx + n*dy)/rx, (c*dy - n*dx)/ry)
+    level = 1 - np.sqrt(((c*dx + n*dy)/rx)**2 + ((c*dy - n*dx)/ry)**2)
     return w, level + ragged*v.texture[w] if ragged else level
 
 def stroke(
@@ -315,13 +325,13 @@ def stroke(
     np.maximum.at(out, (rows[seen], cols[seen]), cover[seen].astype(np.float32))
     return out
 
-# %% ../nbs/02b_chest.ipynb #33c4c9dc
+# %% ../nbs/02b_chest.ipynb #f7c3c41e
 def midline(
     v: SimpleNamespace, # from `chest_view`
 ) -> tuple: # soft coverage (H, W), and exact mask
     "The mediastinum between its two borders"
     grow = v.p.other['Enlarged Cardiomediastinum']-1 if has(v, 'Enlarged Cardiomediastinum') else 0
-    wide = 1 + grow*np.exp(-((LINE-.27)/.12)**4)
+    wide = 1 + grow*np.exp(-((LINE-.27)/.12)**2)
     left, right = (look_up(smooth(k)*wide, v.Y) for k in (v.p.left, v.p.right))
     level = np.minimum(left - v.X, v.X + right)
     return ramp(level, .010), level>0
@@ -336,10 +346,10 @@ def heart(
     dx, dy = v.X[w] - (cx + .03*(grow-1)), (v.Y[w] - (cy + v.breath))/(1 + .35*(grow-1))
     dx = dx/np.where(dx>0, np.float32(wide), np.float32(1 + .7*(wide-1)))
     r = CubicSpline(np.arange(13)*30, [*v.p.heart, v.p.heart[0]], bc_type='periodic')(np.arange(-180, 181)).astype(np.float32)
-    out[w] = 1 - np.hypot(dx, dy)/r[(np.arctan2(dy, dx)*np.float32(180/np.pi) + 180).astype(np.int32)]
+    out[w] = 1 - np.sqrt(dx*dx + dy*dy)/r[(np.arctan2(dy, dx)*np.float32(180/np.pi) + 180).astype(np.int32)]
     return out
 
-# %% ../nbs/02b_chest.ipynb #c6d13eed
+# %% ../nbs/02b_chest.ipynb #18a14c4f
 def dome(
     v: SimpleNamespace, # from `chest_view`
 ) -> np.ndarray: # (H, W) height of the diaphragm
@@ -351,20 +361,21 @@ def dome(
     return look_up(np.where(LINE<0, half(-1,0), half(1,1)), v.X)
 
 def lungs(
-    v: SimpleNamespace, # from `chest_view`; adds u, depth, below, air, lungs, mid, heart
+    v: SimpleNamespace, # from `chest_view`; adds u, below, high, depth, air, space, lungs, mid, heart
 ):
     "Air of healthy lungs, and what is seen of them"
     cover, v.mid = midline(v)
     v.heart, v.u, v.below = heart(v), v.R/v.wall, v.Y - dome(v)
-    high = v.Y - v.p.top - .035*np.clip(np.abs(v.R-.14)/.08, 0, 2)**2   # the apex is round
-    v.depth = np.sqrt(np.maximum(1 - v.u**2.4, 0))*np.clip(high/.07, 0, 1)**.5*(.62 + .38*np.clip((v.Y-.1)*3, 0, 1))
-    thick = .93*np.sqrt(np.clip(v.heart*2 - v.heart**2, 0, 1))
+    v.high = v.Y - v.p.top - .035*np.clip(np.abs(v.R-.14)/.08, 0, 1.1)**2   # the apex is round
+    v.depth = np.sqrt(np.maximum(1 - v.u*v.u*np.sqrt(v.u), 0)*np.clip(v.high/.07, 0, 1))*(.62 + .38*np.clip((v.Y-.1)*3, 0, 1))
+    ball = np.sqrt(np.clip(v.heart*(2-v.heart), 0, 1))
+    thick = ball*(1.2 - .24*ball)
     low = ramp(v.below, .008)*(.72 + .28*np.clip(v.below/.09, 0, 1))
     v.air = v.depth*(1-cover)*(1-thick)*(1-low)
-    v.space = (v.u<1) & (high>0) & ~v.mid
+    v.space = (v.u<1) & (v.high>0) & ~v.mid
     v.lungs = v.space & (v.below<0) & (v.heart<0)
 
-# %% ../nbs/02b_chest.ipynb #053ed39a
+# %% ../nbs/02b_chest.ipynb #c3002e79
 def rib_number(
     v: SimpleNamespace, # from `chest_view`
     front: bool, # the anterior part
@@ -372,10 +383,10 @@ def rib_number(
     "Which rib passes through a pixel"
     p, u = v.p, np.minimum(v.u, .98)
     bow = np.sqrt(1-u*u)
-    if front: fall, slope = p.slant + p.front*bow**1.2, -1.2*p.front*u/bow**.8
+    if front: fall, slope = p.slant + p.front*bow, -p.front*u/bow
     else: fall, slope = p.slant*(1-bow) - .05*u*(1-u), p.slant*u/bow - .05*(1-2*u)
     n = (v.Y - fall - .05)/p.spacing
-    return n + .12*np.sin(2.3*n + p.uneven), slope/v.wall
+    return n + .12*look_up(np.sin(23*LINE + p.uneven), n/10), slope/v.wall
 
 def broken(
     v: SimpleNamespace, # from `chest_view`
@@ -384,7 +395,7 @@ def broken(
     "Ribs behind, with the steps of fractures"
     across = n - np.floor(n) - .5
     for at,k,step in v.p.other['Fracture'] if has(v, 'Fracture') else ():
-        across += np.where((np.floor(n)==k) & (v.X*np.sign(at)>0) & (v.u>np.abs(at)), step*.6, 0)
+        across += float(step*.6)*((np.floor(n)==k) & (v.X*float(at)>0) & (v.u>abs(float(at))))
     return across
 
 def ribs(
@@ -397,10 +408,11 @@ def ribs(
         across = (n - np.floor(n) - .5) if front else broken(v, n)
         q = 1 - (across*v.p.spacing/(half*np.sqrt(1+slope**2)))**2
         fade = np.clip((v.u-.3)*3, 0, 1)*np.clip(3.5-3.2*v.u, .4, 1) if front else np.clip((v.R-.02)*9, .15, 1)*np.clip(4.5-4.2*v.u, .55, 1)
-        out += np.clip(q*2.5, 0, 1)*(1.25 - .45*np.clip(q, 0, 1))*(amp*fade*(v.u<1)*(n>.0)*(n<(7.5 if front else 11)))
-    return out + .14*np.exp(-((v.u-1.015)/.02)**2)
+        there = (v.u<1) & (n>0) & (n<(7.5 if front else 11))
+        out += np.clip(q*2.5, 0, 1)*(1.25 - .45*np.clip(q, 0, 1))*(amp*fade*there)*np.clip(1-v.below*9, .35, 1)
+    return out + .14*look_up(np.exp(-((LINE-1.015)/.02)**2), v.u)
 
-# %% ../nbs/02b_chest.ipynb #479ec3e6
+# %% ../nbs/02b_chest.ipynb #7544e089
 def clavicles(
     v: SimpleNamespace, # from `chest_view`
 ) -> tuple: # thickness of bone (H, W), and mask
@@ -418,24 +430,24 @@ def skeleton(
 ) -> np.ndarray: # (H, W) thickness of bone
     "Spine, ribs, clavicles, shoulder blades and upper arms"
     bone, v.clavicles = clavicles(v)
-    disc = .75 + .25*np.cos(2*np.pi*v.Y/(.044 + .012*np.clip(v.Y, 0, 1)))
-    bone = bone + ribs(v) + .13*disc*ramp(.034 - v.R, .014) + .04*ramp(.011 - np.abs(v.R-.019), .008)
+    disc = .75 + .25*look_up(np.cos(2*np.pi*LINE/(.044 + .012*LINE.clip(0, 1))), v.Y)
+    bone = bone + ribs(v) + .09*disc*ramp(.034 - v.R, .014) + .04*ramp(.011 - np.abs(v.R-.019), .008)
     for s in (-1,1):
         for part in ((s*.40,.27,.075,.15,s*.25,.12), (s*.37,.30,.012,.13,s*.20,.08), (s*.50,.14,.055,.06,0,.35), (s*.565,.35,.03,.22,-s*.1,.35)):
             w, level = spot(v, np.array(part))
             bone[w] += part[5]*np.clip(level*2, 0, 1)
     return bone*v.p.bone
 
-# %% ../nbs/02b_chest.ipynb #bed1e994
+# %% ../nbs/02b_chest.ipynb #c7ee844d
 def soft_tissue(
     v: SimpleNamespace, # from `chest_view`
 ) -> np.ndarray: # (H, W) thickness without lungs
     "Body, breasts"
-    half = look_up(smooth(BODY)*v.p.body, v.Y)
-    body = v.p.fat*np.sqrt(np.clip(1 - np.abs(v.X/half)**2.6, 0, 1))*(1 + v.p.belly*np.clip(v.Y-.45, 0, .4) - .25*np.clip(.2-v.Y, 0, .2)/.2)
+    q = v.R/look_up(smooth(BODY)*v.p.body, v.Y)
+    body = v.p.fat*np.sqrt(np.clip(1 - q*q*np.sqrt(q), 0, 1))*(1 + v.p.belly*np.clip(v.Y-.45, 0, .4) - .25*np.clip(.2-v.Y, 0, .2)/.2)
     for s in (-1,1) if v.p.female else ():
         w, level = spot(v, np.array([s*.20, .60, v.p.breast*1.25, v.p.breast*1.2, 0, 0]))
-        body[w] += .22*np.sqrt(np.clip(level*2, 0, 1))*np.clip((v.Y[w]-.5)*5, .1, 1)
+        body[w] += .14*np.sqrt(np.clip(level*2, 0, 1))*np.clip((v.Y[w]-.5)*5, .1, 1)
     return body
 
 def grow_branches(
@@ -448,7 +460,7 @@ def grow_branches(
     angle = angle[:,None] + rng.normal(0, .09, (len(angle),steps)).cumsum(1)
     return start[:,None] + .006*np.stack([np.cos(angle), np.sin(angle)], -1).cumsum(1), angle
 
-# %% ../nbs/02b_chest.ipynb #ef622d87
+# %% ../nbs/02b_chest.ipynb #1abdff30
 def vessel_tree(
     rng: np.random.Generator, # source of randomness
     side: int, # -1 the patient's right, 1 left
@@ -457,7 +469,7 @@ def vessel_tree(
     n, out = 9, []
     angle = np.linspace(-1.25, 1.25, n) + .25 + rng.normal(0, .08, n)
     at = np.array([.075, .41 if side<0 else .39]) + np.stack([np.zeros(n), np.linspace(-.03, .05, n)], 1)
-    for steps,radius,split in ((38,.0105,3), (26,.0058,2), (20,.0034,0)):
+    for steps,radius,split in ((38,.0085,3), (28,.0056,3), (20,.0036,0)):
         points, angles = grow_branches(rng, at, angle, steps)
         out.append(((points*[side,1]).reshape(-1,2), np.tile(radius*np.linspace(1,.5,steps), len(at))))
         pick = rng.integers(steps//5, steps, (len(at),max(split,1)))
@@ -470,15 +482,18 @@ def vessels(
 ) -> np.ndarray: # (H, W) thickness of blood, within a lung full of air
     "Vessels of both lungs"
     rng, out = np.random.default_rng(v.p.tree), np.zeros(v.size, np.float32)
-    trees = [vessel_tree(rng, s) for s in (-1,1)]
-    for parts,sigma in zip(zip(*trees), (.0056,.0032,.0021)):
+    large, *small = zip(*(vessel_tree(rng, s) for s in (-1,1)))
+    for parts,sigma in ((large, .0056), (sum(small, ()), .0027)):
         at, r = (np.concatenate(a) for a in zip(*parts))
         c, row = np.rint(to_pixels(v, at)).astype(int).T
         ok = (c>=0) & (c<v.size[1]) & (row>=0) & (row<v.size[0])
         drop = np.bincount(row[ok]*v.size[1] + c[ok], r[ok], out.size).reshape(v.size).astype(np.float32)
         sd = max(sigma/v.pixel, .6)
         out += gaussian_filter(drop, sd, truncate=2.5)*(14*sd*.006/v.pixel*2.5)
-    return out
+    for s in (-1,1):
+        w, level = spot(v, (s*.092, .415-.012*s, .034, .065, -s*.15, 0), .35)
+        out[w] += .16*np.clip(level*1.4, 0, 1)
+    return out*v.p.blood
 
 # %% ../nbs/02b_chest.ipynb #c0ab573a
 def replace_air(
@@ -503,7 +518,7 @@ def pneumonia(v):
     same = has(v, 'Consolidation') and v.p.spots['Pneumonia'] is v.p.spots['Consolidation']
     return v.findings['Consolidation'] if same else replace_air(v, v.p.spots['Pneumonia'])
 
-# %% ../nbs/02b_chest.ipynb #8cc13d34
+# %% ../nbs/02b_chest.ipynb #dbfcaed1
 def nodules(v):
     "Round balls of tissue"
     mask = np.zeros(v.size, bool)
@@ -520,7 +535,7 @@ def edema(v):
         w, level = spot(v, np.array([s*.13, .46, e['reach']*.8, e['reach']*1.35, -s*.15, 0]), .22)
         cover = ramp(level-.1, .9)
         v.air[w] *= 1 - e['haze']*cover*(1 + .15*v.grain[w])
-        v.blood[w] *= 1 + 1.2*cover
+        v.blood[w] *= 1 + .3*cover
         mask[w] |= cover>.5
     return mask & v.lungs
 
@@ -534,12 +549,12 @@ def atelectasis(v):
         mask[w] |= cover>.4
     return mask & v.lungs
 
-# %% ../nbs/02b_chest.ipynb #9b64fb4e
+# %% ../nbs/02b_chest.ipynb #ab23a328
 def effusion(v):
     "Fluid that fills a lung from below and climbs along the wall"
     mask = np.zeros(v.size, bool)
     for s,level,climb,strength in v.p.other['Pleural Effusion']:
-        top = level - climb*np.exp(-np.maximum(v.wall-v.R, 0)/.06) + .25*np.maximum(.2-v.R, 0)
+        top = float(v.p.dome[int(s>0)]) + v.breath + level - look_up(climb*np.exp(-np.maximum(LINE, 0)/.06), v.wall-v.R) + .25*np.maximum(.2-v.R, 0)
         deep = (v.Y - top)*(v.X*s>0)
         cover = np.where(v.X*s>0, np.clip(deep/.035, 0, 1), 0)
         v.air *= 1 - strength*cover
@@ -554,26 +569,28 @@ def pneumothorax(v):
     free = (v.X*t['side']>0) & (inside<0)
     v.blood *= ~free
     v.air *= np.where(free, 1.12, np.where(v.X*t['side']>0, .88, 1))
-    v.extra += .09*(v.X*t['side']>0)*np.exp(-(inside/.0035)**2)*v.lungs
+    v.extra += .09*(v.X*t['side']>0)*np.clip(1.1 - np.abs(inside)/.006, 0, 1)*v.lungs
     return free & v.lungs
 
 def pleural(v):
     "Thick pleura: a cap on the apex, or a plaque along the wall"
     t = v.p.other['Pleural Other']
-    from_wall, from_top = v.wall - v.R, v.Y - v.p.top - .035*np.clip(np.abs(v.R-.14)/.08, 0, 2)**2
-    level = np.where(t['apex'], t['thick']*1.5 - from_top, np.minimum(t['thick'] - from_wall, (t['long'] - np.abs(v.Y-t['at']))/4)) + .004*v.texture
-    cover = ramp(level, .008)*(v.X*t['side']>0)
+    plaque = np.minimum(t['thick'] - v.wall + v.R, (t['long'] - np.abs(v.Y-t['at']))/4)
+    level = t['thick']*1.5 - v.high if t['apex'] else plaque
+    cover = ramp(level + .004*v.texture, .008)*(v.X*t['side']>0)
     v.extra += .35*cover*v.lungs
     return (cover>.5) & v.lungs
 
-# %% ../nbs/02b_chest.ipynb #19a7fb80
+# %% ../nbs/02b_chest.ipynb #bdb16223
 def fracture(v):
     "The surroundings of a rib's step (`broken` draws it), with some bleeding"
     mask, (n,_) = np.zeros(v.size, bool), rib_number(v, False)
     for at,k,_ in v.p.other['Fracture']:
-        near = (np.floor(n)==k) & (v.X*np.sign(at)>0)
+        at = float(at)
+        near = (np.floor(n)==k) & (v.X*at>0)
         level = .030 - np.abs(v.u-abs(at))*v.wall
-        v.extra += .16*np.clip(level/.03, 0, 1)*near*np.clip(1.3-4*np.abs(n-k-.5)**2, 0, 1) - .22*near*np.exp(-((v.u-abs(at))*v.wall/.003)**2)
+        band, gap = near*np.clip(1 - ((n-k-.5)/.42)**2, 0, 1), np.clip(1.1 - np.abs(v.u-abs(at))*v.wall/.006, 0, 1)
+        v.extra += .2*band*np.clip(level/.03, 0, 1) - .2*band*gap
         mask |= near & (level>0)
     return mask
 
@@ -608,7 +625,7 @@ def draw_findings(
         if parts: v.findings[parent] = np.logical_or.reduce(parts)
     v.infection = replace_air(v, v.p.infection, .35) if v.p.infected else np.zeros(v.size, bool)
 
-# %% ../nbs/02b_chest.ipynb #a1d21e1b
+# %% ../nbs/02b_chest.ipynb #43d77383
 MU, BONE = 2.3, 2.0   # attenuation of soft tissue and bone, per thickness of a chest
 
 def airways(
@@ -634,20 +651,22 @@ def absorb(
     v.blood, v.extra = vessels(v), np.zeros(v.size, np.float32)
     bone, body = skeleton(v), soft_tissue(v)
     draw_findings(v)
-    inside = v.air*(.78 + .03*v.grain) - v.blood*np.clip(v.air*1.5, 0, 1)
+    inside = v.air*(.84 + .03*v.grain) - v.blood*np.clip(v.air*1.5, 0, 1)
     return MU*(body - inside - airways(v)) + BONE*bone*(body>0) + v.extra*MU
 
-# %% ../nbs/02b_chest.ipynb #485ecf31
+# %% ../nbs/02b_chest.ipynb #0943b680
 def detect(
     v: SimpleNamespace, # from `chest_view`
     absorbed: np.ndarray, # (H, W) exponent
 ) -> np.ndarray: # (H, W) float32, logarithm of the light
     "Light, scatter, noise and blur"
-    rng, light = v.rng, np.exp(-absorbed)
+    rng, light = v.rng, np.exp(-absorbed.astype(float)).astype(np.float32)
     wide, scatter, grain = int(.12/v.pixel), rng.uniform(.15,.4), rng.uniform(.004,.012)
     light += scatter*(uniform_filter(uniform_filter(light, wide), wide) - light)
-    light += grain*np.sqrt(light)*rng.standard_normal(v.size, np.float32)
-    return -np.log(np.maximum(gaussian_filter(light, max(.0022/v.pixel*rng.uniform(.7,1.3), .3), truncate=2.5), 1e-3))
+    noise = np.random.default_rng(rng.integers(2**31))   # its own source: what follows must not depend on the size
+    light += grain*np.sqrt(light)*noise.standard_normal(v.size, np.float32)
+    light = gaussian_filter(light, max(.0022/v.pixel*rng.uniform(.7,1.3), .3), truncate=2.5)
+    return -np.log(np.maximum(light, 1e-3).astype(float)).astype(np.float32)
 
 def develop(
     v: SimpleNamespace, # from `chest_view`
@@ -656,9 +675,9 @@ def develop(
     "Window, curve and detail"
     u, wide = v.rng.uniform, int(.1/v.pixel)
     dense = dense + u(0,.7)*(dense - uniform_filter(uniform_filter(dense, wide), wide))
-    low, high = np.percentile(dense[::6,::6][v.R[::6,::6]<.4], [u(.3,3), u(93,99.5)])
-    low -= u(.02,.25)*(high-low)
-    return np.clip((dense-low)/(high-low), 0, 1)**u(.6,1.35)
+    low, high = np.percentile(dense[::6,::6][v.R[::6,::6]<.4], [u(.3,3), u(86,99.5)]).tolist()
+    low -= u(0,.22)*(high-low)
+    return (np.clip((dense-low)/(high-low), 0, 1).astype(float)**u(.6,1.7)).astype(np.float32)
 
 # %% ../nbs/02b_chest.ipynb #463eb82d
 LETTERS = dict(L=['100','100','100','100','111'], R=['110','101','110','101','101'])
@@ -696,7 +715,7 @@ def render(
     if v.rng.random() < .5: add_marker(v, grey)
     return grey*collimate(v)*255, v
 
-# %% ../nbs/02b_chest.ipynb #cf8dcbf1
+# %% ../nbs/02b_chest.ipynb #20a476db
 def class_bits(
     masks: dict, # mask (k*H, k*W) bool by name
     names: list, # the classes after background
@@ -706,7 +725,8 @@ def class_bits(
     "Class sets of overlapping masks"
     bits = np.zeros(size, np.int64)
     for name,mask in masks.items():
-        bits |= (shrink(mask, k) >= (.2 if name=='Support Devices' else .5)).astype(np.int64) << names.index(name)+1
+        if k > 1: mask = shrink(mask, k) > (.2 if name=='Support Devices' else .5)
+        bits |= mask.astype(np.int64) << names.index(name)+1
     return np.where(bits==0, 1, bits)
 
 def _checked(size, n=1, task='findings'):
@@ -717,15 +737,16 @@ def _checked(size, n=1, task='findings'):
     if min(h, w) < 32: raise ValueError(f'size {h}x{w} is too small for findings to be visible; use at least 32x32')
     return int(h), int(w)
 
-# %% ../nbs/02b_chest.ipynb #537d3ae2
+# %% ../nbs/02b_chest.ipynb #1448a1cf
 def _image(p, image, size):
     "One image of a patient, with all its masks and labels"
     k = max(1, round(160/min(size)))
     grey, v = render(p, image, (size[0]*k, size[1]*k))
     structures = dict(lungs=v.lungs, heart=v.heart>0, clavicles=v.clavicles)
-    return SimpleNamespace(image=np.rint(shrink(grey, k)).astype(np.uint8), structures=class_bits(structures, STRUCTURES, size, k),
-        findings=class_bits(v.findings, OBSERVATIONS, size, k), infection=class_bits(dict(infection=v.infection), ['infection'], size, k),
-        truth=p.truth, labels=draw_labels(v.rng, p.own, p.truth))
+    infection, grey = dict(infection=v.infection), shrink(grey, k) if k>1 else grey
+    return SimpleNamespace(image=np.rint(grey).astype(np.uint8), truth=p.truth, labels=draw_labels(v.rng, p.own, p.truth),
+        structures=class_bits(structures, STRUCTURES, size, k), findings=class_bits(v.findings, OBSERVATIONS, size, k),
+        infection=class_bits(infection, ['infection'], size, k))
 
 def chest_image(
     seed: int,    # seed of the data set
@@ -769,7 +790,7 @@ def _task_row(ph, p, task):
     if task == 'anatomy': return ph.structures, dict(nodule=float(p.own[OBS['Lung Lesion']]))
     return ph.infection, dict(infection=float(p.infected))
 
-# %% ../nbs/02b_chest.ipynb #90d3ee69
+# %% ../nbs/02b_chest.ipynb #5def0aca
 def chest_phantoms(
     task: str, # one of `TASKS`
     n: int,    # number of images
@@ -795,7 +816,8 @@ def _write_chest(path, recipe):
         Image.fromarray(r.pop('mask').astype(np.uint16)).save(path/'masks_bits'/f"{r['id']}.png")
         rows.append(r)
     pd.DataFrame(rows).to_csv(path/'labels.csv', index=False)
-    for file,names in (('classes',['background',*classes]), ('observations',observations)): (path/f'{file}.txt').write_text('\n'.join(names) + '\n')
+    (path/'classes.txt').write_text('\n'.join(['background', *classes]) + '\n')
+    (path/'observations.txt').write_text('\n'.join(observations) + '\n')
     (path/'recipe.json').write_text(json.dumps(recipe, indent=1) + '\n')
 
 # %% ../nbs/02b_chest.ipynb #4300654e

@@ -320,13 +320,21 @@ def group_draws(groups:Sequence, # N labels: the patient of each image
     if len(names) < 2: return np.full((n, len(codes)), np.nan)
     return np.random.default_rng(seed).multinomial(len(names), [1/len(names)]*len(names), size=n)[:, codes]
 
-# %% ../nbs/10_classifiers.ipynb #2388df59
+# %% ../nbs/10_classifiers.ipynb #e511d865
+def _areas(scores, labels, weights, block=10**7):
+    known = ~np.isnan(labels)
+    if not {0, 1} <= set(labels[known]): return np.full(len(weights), np.nan)
+    parts = np.array_split(weights, -(-weights.size//block)) # bounds the memory
+    return np.concatenate([weighted_auroc(scores[known], labels[known] == 1, w[:, known]) for w in parts])
+
+# %% ../nbs/10_classifiers.ipynb #cf99d7fa
 def auroc_table(probs:Tensor, # (N, K) probabilities or logits
                 labels:np.ndarray|pd.DataFrame|Tensor, # (N, K): 1, 0, -1 (uncertain), NaN (blank)
                 groups:Sequence, # N labels: the patient of each image
                 observations:Sequence[str], # K names
                 uncertain:str='ignore', # see `apply_policy`
                 blank:str='zeros', # see `apply_policy`
+                least:int=10, # positives and negatives that an observation needs for an interval, and to count for the mean
                 n:int=1000, # bootstrap draws
                 level:float=.95 # coverage of the intervals
 ) -> pd.DataFrame: # observation, AUROC, low, high, positives, negatives; the last row is the mean
@@ -337,16 +345,11 @@ def auroc_table(probs:Tensor, # (N, K) probabilities or logits
     check_finite(torch.from_numpy(probs), observations)
     weights = np.concatenate([np.ones((1, len(probs))), group_draws(groups, n)])
     areas = np.stack([_areas(p, y, weights) for p, y in zip(probs.T, labels.T)], 1)
-    areas = np.c_[areas, pd.DataFrame(areas).mean(axis=1)]
-    low, high = pd.DataFrame(areas[1:]).quantile([(1-level)/2, (1+level)/2]).values
-    counts = [[*c, sum(c)] for c in ((labels == 1).sum(0).tolist(), (labels == 0).sum(0).tolist())]
+    counts = np.stack([(labels == 1).sum(0), (labels == 0).sum(0)])
+    many = (counts >= least).all(0)
+    areas, counts = np.c_[areas, pd.DataFrame(areas[:, many]).mean(axis=1)], np.c_[counts, counts[:, many].sum(1)]
+    low, high = pd.DataFrame(areas[1:]).quantile([(1-level)/2, (1+level)/2]).where(np.tile([*many, True], (2, 1))).values
     return pd.DataFrame({'observation': [*observations, 'mean'], 'AUROC': areas[0], 'low': low, 'high': high, 'positives': counts[0], 'negatives': counts[1]})
-
-def _areas(scores, labels, weights, block=10**7):
-    known = ~np.isnan(labels)
-    if not {0, 1} <= set(labels[known]): return np.full(len(weights), np.nan)
-    parts = np.array_split(weights, -(-weights.size//block)) # bounds the memory
-    return np.concatenate([weighted_auroc(scores[known], labels[known] == 1, w[:, known]) for w in parts])
 
 # %% ../nbs/10_classifiers.ipynb #2106cde3
 def fit_platt(logits:np.ndarray, # (N,)
@@ -408,14 +411,14 @@ def image_stats(dataset:LabelDataset, # training images
     x = [dataset[i][0].as_subclass(Tensor).flatten() for i in np.linspace(0, len(dataset)-1, min(n, len(dataset))).astype(int)]
     return torch.cat(x).mean().item(), torch.cat(x).std().item()
 
-# %% ../nbs/10_classifiers.ipynb #c8548fe9
+# %% ../nbs/10_classifiers.ipynb #97858952
 def train_classifier(rows:pd.DataFrame, # id, group, split, image, and the observations' columns
                      observations:Sequence[str], # names of the label columns
                      arch:str, # timm's name of the network
                      size:Sequence[int], # (H, W) of the images
                      iterations:int=300, # training batches in all
                      bs:int=32, # images in a batch
-                     lr:float=3e-3, # largest learning rate
+                     lr:float=5e-3, # largest learning rate
                      seed:int=0, # of initialisation, batches and augmentation
                      epochs:int=3, # parts of the training; a checkpoint is saved after each
                      cap:float=10., # largest weight of positives

@@ -150,7 +150,7 @@ def convinced(probs:Tensor, # float (M, N, K), probability of each member, image
     "Whether enough members give an observation enough probability."
     return (probs >= recipe.confidence).float().mean(0) >= recipe.agreement - 1e-6
 
-# %% ../nbs/12_doll.ipynb #3253cd73
+# %% ../nbs/12_doll.ipynb #0c1adc46
 def _bits(chosen): return (chosen.long() << torch.arange(1, chosen.shape[1]+1, device=chosen.device)).sum(1)[:, None, None]
 
 def to_class_sets(binary:Tensor, # bool (P, H, W), the labels
@@ -162,6 +162,7 @@ def to_class_sets(binary:Tensor, # bool (P, H, W), the labels
 ) -> ClassSets: # int64 (N, 3, H, W); observation k is class k+1
     "Class sets of the labels; what is possible but not shown stays open."
     if n_classes > MAX_CLASSES: raise ValueError(f"{n_classes} classes do not fit a class set, which holds {MAX_CLASSES}: keep at most {MAX_CLASSES-1} observations")
+    if len(pairs.unique(dim=0)) < len(pairs): raise ValueError("an image and observation occur twice among the pairs: ask for each once")
     found = torch.zeros(n_images, *binary.shape[1:], dtype=torch.long, device=binary.device)
     found.index_add_(0, pairs[:, 0], binary.long() << (pairs[:, 1]+1)[:, None, None])
     shown = torch.zeros(n_images, n_classes-1, dtype=torch.bool, device=binary.device)

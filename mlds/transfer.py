@@ -6,11 +6,11 @@
 __all__ = ['MODES', 'ADAPTERS', 'Adapter', 'apply_adapters', 'attach', 'reduction_of', 'hold_frozen', 'set_trainable',
            'add_adapters', 'trainable', 'make_network', 'architecture', 'save_pretrained', 'card_text',
            'read_pretrained', 'model_card', 'LoadReport', 'class_layers', 'check_architecture', 'load_pretrained',
-           'classifier_tensors', 'feature_name', 'backbone_weights', 'multilabel_dataloaders', 'transfer_learner',
-           'multilabel_counts', 'DiceCurve', 'iterations_to_reach', 'shown', 'take_fraction', 'fit_multilabel',
-           'pretrain', 'starting_network', 'finetune']
+           'classifier_tensors', 'feature_name', 'backbone_weights', 'multilabel_dataloaders', 'trained_groups',
+           'transfer_learner', 'multilabel_counts', 'DiceCurve', 'iterations_to_reach', 'shown', 'take_fraction',
+           'fit_multilabel', 'pretrain', 'starting_network', 'finetune']
 
-# %% ../nbs/13_transfer.ipynb #2a6ec0c7
+# %% ../nbs/13_transfer.ipynb #4fa69d08
 import json, random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +24,7 @@ from fastai.callback.progress import ProgressCallback  # gives Learner no_bar
 from fastai.callback.schedule import Learner  # with fit_one_cycle
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.torch_core import default_device, set_seed
+from fastcore.foundation import L
 from fastcore.meta import delegates
 from safetensors import safe_open
 from timm.models import load_state_dict
@@ -220,10 +221,11 @@ def check_architecture(there:Mapping, # of a file, see `architecture`
     words = '; '.join(f'{k} is {there.get(k)!r} in the file and {here[k]!r} in the model' for k in differ)
     raise ValueError(f"{path} belongs to another network: {words}. Build yours with make_network(n_classes, **model_card(path)['architecture'])")
 
-# %% ../nbs/13_transfer.ipynb #0f6a804e
+# %% ../nbs/13_transfer.ipynb #52ec9ebe
 def load_pretrained(model:EncoderDecoder, # receives the weights
                     path:str|Path, # a file of `save_pretrained`
-                    classes:Sequence[str]|None=None # class names of the network's task
+                    classes:Sequence[str]|None=None, # class names of the network's task
+                    new_scale:float=1. # factor on the class layers that are new; 0: they begin at zero
 ) -> LoadReport: # names of tensors
     "Load all weights, but those of the class layers if the file is for other classes."
     tensors, card = read_pretrained(path)
@@ -233,7 +235,7 @@ def load_pretrained(model:EncoderDecoder, # receives the weights
     new = skip | {k for k in here if '.adapters.' in k and k not in tensors}
     tensors, left = {k: v for k, v in tensors.items() if k not in skip}, [k for k in tensors if k in skip]
     compare_tensors(tensors, {k: v for k, v in here.items() if k not in new}, path)
-    model.load_state_dict({**here, **{k: torch.zeros_like(here[k]) for k in skip}, **tensors})
+    model.load_state_dict({**here, **{k: here[k]*new_scale for k in skip}, **tensors})
     return LoadReport(list(tensors), sorted(new), left)
 
 # %% ../nbs/13_transfer.ipynb #b81c632c
@@ -290,7 +292,14 @@ def multilabel_dataloaders(rows:pd.DataFrame, # catalogue: id, group, split, ima
     return DataLoaders(QuotaDL(train, share_quota(train.kinds, bs), iterations, after_batch=tfms, **common),
                        TfmdDL(valid, bs=2*bs, **common), device=default_device())
 
-# %% ../nbs/13_transfer.ipynb #6023d6f0
+# %% ../nbs/13_transfer.ipynb #392df578
+def trained_groups(model:EncoderDecoder # the network
+) -> L: # two lists of parameters
+    "fastai splitter: what is trained of encoder and decoder; the heads."
+    named = [(name.startswith(('heads.', 'mask_head.')), p) for name, p in model.named_parameters() if p.requires_grad]
+    return L([p for head, p in named if not head], [p for head, p in named if head])
+
+# %% ../nbs/13_transfer.ipynb #f6845e62
 def transfer_learner(dls:DataLoaders, # from `multilabel_dataloaders`
                      model:EncoderDecoder, # for the dataloaders' classes
                      loss:Mapping|None=None, # further arguments of `MixedLoss`
@@ -299,7 +308,7 @@ def transfer_learner(dls:DataLoaders, # from `multilabel_dataloaders`
     "A fastai Learner for overlapping classes, with multi-label deep supervision."
     classes = dls.train.dataset.classes
     if model.n_classes != len(classes): raise ValueError(f"the network has {model.n_classes} classes, the data {len(classes)} ({', '.join(classes)}): build it for {len(classes)}")
-    kwargs = dict(opt_func=fused_adamw, metrics=ForegroundIoU(multilabel=True)) | kwargs
+    kwargs = dict(opt_func=fused_adamw, metrics=ForegroundIoU(multilabel=True), splitter=trained_groups) | kwargs
     loss_func = MixedLoss(len(classes), multilabel=True, **(loss or {}))
     return Learner(dls, model.to(memory_format=torch.channels_last), loss_func=loss_func, **kwargs)
 
@@ -371,7 +380,7 @@ def take_fraction(rows:pd.DataFrame, # catalogue with splits; training images wi
     keep = set(order[:max(1, round(fraction*len(order)))])
     return rows[[s != 'train' or i in keep for i, s in zip(rows.index, rows.split)]]
 
-# %% ../nbs/13_transfer.ipynb #7d3b45b2
+# %% ../nbs/13_transfer.ipynb #86aa01fc
 def fit_multilabel(rows:pd.DataFrame, # catalogue with splits
                    classes:Sequence[str], # class names, background first
                    model:EncoderDecoder, # for these classes
@@ -379,6 +388,7 @@ def fit_multilabel(rows:pd.DataFrame, # catalogue with splits
                    bs:int=8, # images in a batch
                    iterations:int=200, # batches in all
                    lr:float=3e-3, # highest learning rate
+                   trunk_lr:float=1., # learning rate of encoder, decoder and adapters, as a share of `lr`, which is that of the heads
                    warmup:float=.05, # share of the iterations in which the learning rate rises
                    epochs:int=1, # how often to validate and, with a checkpoint, to save; divides `iterations`
                    seed:int=0, # order of the images, augmentations
@@ -391,7 +401,7 @@ def fit_multilabel(rows:pd.DataFrame, # catalogue with splits
     dls = multilabel_dataloaders(rows, classes, size, bs, iterations//epochs, seed=seed, **(data or {}))
     learn = transfer_learner(dls, model, **kwargs)
     cbs = [Checkpoint(checkpoint)] if checkpoint else []
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr, pct_start=warmup, cbs=cbs)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, slice(lr*trunk_lr, lr), pct_start=warmup, cbs=cbs)
     return learn
 
 # %% ../nbs/13_transfer.ipynb #d5831cbb
@@ -412,7 +422,7 @@ def pretrain(rows:pd.DataFrame, # catalogue with splits, of explanations or mask
     if backbone is not None: backbone_weights(backbone, model)
     return fit_multilabel(rows, classes, model, seed=seed, **kwargs)
 
-# %% ../nbs/13_transfer.ipynb #3ee99d92
+# %% ../nbs/13_transfer.ipynb #536e4d85
 ADAPTERS = {'none': 'full'} | {mode: mode for mode in MODES if mode != 'full'}
 
 def starting_network(classes:Sequence[str], # class names, background first
@@ -421,12 +431,13 @@ def starting_network(classes:Sequence[str], # class names, background first
                      backbone:nn.Module|str|Path|None=None, # a classifier to start the encoder from, see `backbone_weights`
                      network:Mapping|None=None, # arguments of `make_network`; those of `weights` if not given
                      reduction:int=4, # see `Adapter`
+                     new_scale:float=1. # see `load_pretrained`
 ) -> EncoderDecoder: # what is to be trained has a gradient
     "The network that a fine-tuning begins with."
     if adapter not in ADAPTERS: raise ValueError(f"adapter={adapter!r} is unknown: choose one of {', '.join(ADAPTERS)}")
     if weights is None and network is None: raise ValueError("a network without weights has to be described: network=dict(encoder='resnet18', width=16)")
     model = make_network(len(classes), **(network or model_card(weights)['architecture']))
-    if weights is not None: load_pretrained(model, weights, classes)
+    if weights is not None: load_pretrained(model, weights, classes, new_scale)
     if backbone is not None: backbone_weights(backbone, model)
     if 'adapters' in adapter and not reduction_of(model): add_adapters(model, reduction)
     return set_trainable(model, ADAPTERS[adapter])
@@ -439,10 +450,11 @@ def finetune(rows:pd.DataFrame, # catalogue with splits and full masks
              backbone:nn.Module|str|Path|None=None, # a classifier to start the encoder from, see `backbone_weights`
              network:Mapping|None=None, # arguments of `make_network`; those of `weights` if not given
              reduction:int=4, # see `Adapter`
+             new_scale:float=1., # see `load_pretrained`
              seed:int=0, # also of the weights that are new
              **kwargs
 ) -> Learner: # trained
     "Adapt a network to a new task."
     set_seed(seed)
-    model = starting_network(classes, weights, adapter, backbone, network, reduction)
+    model = starting_network(classes, weights, adapter, backbone, network, reduction, new_scale)
     return fit_multilabel(rows, classes, model, seed=seed, **kwargs)

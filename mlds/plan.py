@@ -57,12 +57,12 @@ TRAIN = dict(
     runs=Param('runs', "folder of the runs; not part of a run's name"),
 )
 
-# %% ../nbs/24_plan.ipynb #c0a50b5d
+# %% ../nbs/24_plan.ipynb #0bba3c3c
 CHEST = dict(
     profile=Param('smoke', "name of the profile, for the record"),
     data=Param('phantoms', "'phantoms', or a folder with chest X-rays, see `chest_folders`"),
     size=Param('64x64', "height x width of the images, in pixels"),
-    images=Param(240, "phantoms with findings; each must occur among those for training", low=12),
+    images=Param(400, "phantoms with findings; each must occur among those for training", low=12),
     masked=Param(40, "phantoms with masks, of anatomy and of infection each", low=12),
     data_seed=Param(0, "seed of phantoms and splits", low=0),
     seed=Param(0, "seed of weights, batches and of the choice of masks", low=0),
@@ -72,7 +72,7 @@ FITTED = dict(
     iterations=Param(4, "optimizer steps", low=1),
     epochs=Param(2, "parts that they are divided into, each validated and saved", low=1),
     bs=Param(4, "images in a batch", low=2),
-    lr=Param(.003, "largest learning rate of the one-cycle schedule", low=0),
+    lr=Param(.01, "largest learning rate of the one-cycle schedule", low=0),
     precision=Param('fp32', "arithmetic", choices=('fp32', 'bf16', 'fp16')),
 )
 NETWORK = dict(
@@ -85,9 +85,9 @@ NETWORK = dict(
 EXPLAINED = dict(
     members=Param('', "runs of the committee's classifiers, with commas between"),
     steps=Param(4, "points on the path of Integrated Gradients", low=1),
-    baseline=Param('black', "where the path begins", choices=('black', 'mean', 'blurred')),
-    rule=Param('percentile', "threshold of the maps", choices=('percentile', 'otsu', 'mean_sd')),
-    level=Param(.9, "its percentile as a share of the pixels, or its number of standard deviations", low=0),
+    baseline=Param('mean', "where the path begins; from black, dark findings get nothing", choices=('black', 'mean', 'blurred')),
+    rule=Param('mean_sd', "threshold of the maps", choices=('percentile', 'otsu', 'mean_sd')),
+    level=Param(2., "its percentile as a share of the pixels, or its number of standard deviations", low=0),
     sigma=Param(.02, "smoothing, as a share of the image's side", low=0, high=1),
     confidence=Param(0., "probability that enough members must give to an observation", low=0, high=1),
 )

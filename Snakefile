@@ -54,7 +54,7 @@ rule phantoms:
     output:
         touch(f"{FILES}/phantoms.done"),
     shell:
-        f"python -c \"from mlds.experiments import draw_phantoms; draw_phantoms('{FILES}/plan.json')\""
+        f"python -c \"from mlds.chest_experiments import draw_phantoms; draw_phantoms('{FILES}/plan.json')\""
 
 
 rule draw:

@@ -54,8 +54,8 @@ def test_readme_shows_every_chapter():
     rows = re.findall(r'^\| \[(\d+\w+)\]\(nbs/(\w+)\.ipynb\) \| `mlds\.(\w+)` \|', README, flags=re.M)
     assert rows == [(n.stem, n.stem, module_of(n)) for n in CHAPTERS]
 
-def test_readme_knows_the_number_of_trainings():
-    assert f"{len(make_plan(ROOT/'settings.ini', 'quick')['runs'])} small trainings" in README
+def test_readme_knows_the_number_of_runs():
+    assert f"{len(make_plan(ROOT/'settings.ini', 'quick')['runs'])} runs" in README
 
 def test_ten_lines_of_the_readme(tmp_path):
     code, = re.findall(r'```python\n(.*?)```', README, flags=re.S)

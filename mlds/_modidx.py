@@ -725,4 +725,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'mlds.unet.norm_layer': ('unet.html#norm_layer', 'mlds/unet.py'),
                            'mlds.unet.pad_to_multiple': ('unet.html#pad_to_multiple', 'mlds/unet.py'),
                            'mlds.unet.unet_splitter': ('unet.html#unet_splitter', 'mlds/unet.py'),
-                           'mlds.unet.up_layer': ('unet.html#up_layer', 'mlds/unet.py')}}}
+                           'mlds.unet.up_layer': ('unet.html#up_layer', 'mlds/unet.py')},
+            'mlds.widgets': { 'mlds.widgets.explanation_explorer': ('widgets.html#explanation_explorer', 'mlds/widgets.py'),
+                              'mlds.widgets.explanation_view': ('widgets.html#explanation_view', 'mlds/widgets.py'),
+                              'mlds.widgets.image_options': ('widgets.html#image_options', 'mlds/widgets.py')}}}

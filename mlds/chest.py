@@ -14,7 +14,7 @@ __all__ = ['OBSERVATIONS', 'STRUCTURES', 'CHEST_VERSION', 'OBS', 'RATES', 'PAREN
            'show_chest', 'chest_phantoms', 'save_chest_phantoms']
 
 # %% ../nbs/02b_chest.ipynb #0ecf2a96
-import json, math, os, shutil
+import math
 from functools import lru_cache
 from pathlib import Path
 from statistics import NormalDist
@@ -24,7 +24,7 @@ import numpy as np, pandas as pd
 from PIL import Image
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter, uniform_filter
-from .phantoms import _same_recipe, cloud, shrink
+from .phantoms import cloud, shrink, write_once
 
 # %% ../nbs/02b_chest.ipynb #fd93a071
 OBSERVATIONS = ['No Finding','Enlarged Cardiomediastinum','Cardiomegaly','Lung Opacity','Lung Lesion','Edema','Consolidation',
@@ -810,7 +810,7 @@ def chest_phantoms(
 def _write_chest(path, recipe):
     "Write all files of a folder into the empty folder `path`"
     rows, (classes, observations) = [], _task_names(recipe['task'])
-    for kind in ('images','masks_bits'): (path/kind).mkdir(parents=True)
+    for kind in ('images','masks_bits'): (path/kind).mkdir()
     for r in chest_phantoms(recipe['task'], recipe['n'], tuple(recipe['size']), recipe['seed']):
         Image.fromarray(r.pop('image')).save(path/'images'/f"{r['id']}.png")
         Image.fromarray(r.pop('mask').astype(np.uint16)).save(path/'masks_bits'/f"{r['id']}.png")
@@ -818,7 +818,7 @@ def _write_chest(path, recipe):
     pd.DataFrame(rows).to_csv(path/'labels.csv', index=False)
     (path/'classes.txt').write_text('\n'.join(['background', *classes]) + '\n')
     (path/'observations.txt').write_text('\n'.join(observations) + '\n')
-    (path/'recipe.json').write_text(json.dumps(recipe, indent=1) + '\n')
+
 
 # %% ../nbs/02b_chest.ipynb #4300654e
 def save_chest_phantoms(
@@ -831,10 +831,4 @@ def save_chest_phantoms(
     "Write a plain chest folder, unless `folder` holds just these phantoms already"
     path, size = Path(folder), _checked(size, n, task)
     recipe = dict(generator='chest_phantoms', version=CHEST_VERSION, task=task, n=n, size=list(size), seed=seed)
-    if _same_recipe(path, recipe): return path
-    part = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        _write_chest(part, recipe)
-        if not _same_recipe(path, recipe): part.rename(path)   # another process may have been faster
-    finally: shutil.rmtree(part, ignore_errors=True)
-    return path
+    return write_once(path, recipe, lambda part: _write_chest(part, recipe))

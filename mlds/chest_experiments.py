@@ -4,15 +4,13 @@
 
 # %% auto #0
 __all__ = ['READERS', 'METHODS', 'MOST', 'chest_phantom_folder', 'draw_phantoms', 'read_chest', 'load_findings', 'load_masks',
-           'classify_and_record', 'arithmetic', 'probability_table', 'finish', 'committee_aurocs', 'load_members',
-           'recipe_of', 'explain_and_record', 'positive_rows', 'all_maps', 'ways', 'localised', 'difference',
-           'compare_ways', 'member_names', 'gallery_arrays', 'localise_and_record', 'explained_rows', 'network',
-           'training', 'pretrain_and_record', 'test_counts', 'start_of', 'finetune_cell', 'class_scores',
-           'finetune_and_record', 'Areas', 'explained_areas', 'joint_rows', 'weak_annotation', 'weaken_rows',
-           'joint_and_record']
+           'classify_and_record', 'probability_table', 'finish', 'committee_aurocs', 'load_members', 'recipe_of',
+           'explain_and_record', 'positive_rows', 'all_maps', 'ways', 'localised', 'difference', 'compare_ways',
+           'member_names', 'gallery_arrays', 'localise_and_record', 'explained_rows', 'network', 'training',
+           'pretrain_and_record', 'test_counts', 'start_of', 'finetune_cell', 'class_scores', 'finetune_and_record',
+           'Areas', 'explained_areas', 'joint_rows', 'weak_annotation', 'weaken_rows', 'joint_and_record']
 
 # %% ../nbs/30_chest_experiments.ipynb #a3dd61b2
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from fastai.callback.fp16 import MixedPrecision
 from fastai.torch_core import default_device, set_seed
 from torch import Tensor, nn
 from .annotations import Annotation, Boxes, Mask, boxes_of, weaken
@@ -35,7 +32,7 @@ from .dataloaders import mixed_dataloaders, resize_image
 from .datasets import check_splits, mask_order, read_image, split_groups, standardize
 from .doll import (DollStore, Explanation, Recipe, boost, claims, consensus, label_maps, localisation_table, make_doll, normalize_maps,
                        pointing_hits, project_hours, select_classes, to_class_sets)
-from .experiments import device_name, evaluate, fit, phantom_folder, record, save_arrays, save_examples
+from .experiments import arithmetic, device_name, evaluate, fit, history_of, phantom_folder, record, save_arrays, save_examples
 from .learner import predict, semi_weak_learner
 from .metrics import ForegroundIoU, bootstrap_interval, foreground_dice, foreground_iou, overlap_counts, score_table
 from .plan import chest_folders, parse_size
@@ -107,15 +104,9 @@ def classify_and_record(run:Run, # not yet finished; a half-done one goes on
     table = auroc_table(probs, test[observations], test.group, observations)
     run.save_text('auroc.csv', table.to_csv(index=False))
     run.save_text('probs.csv', probability_table(test, observations, probs).to_csv(index=False))
-    save_classifier(model, run.work/'weights.safetensors', run=run.id, observations=json.dumps(list(observations)))
+    save_classifier(model, run.work/'weights.safetensors', run=run.id)
     shutil.rmtree(run.work/'member')
     return finish(run, began, mean_auroc=float(table.AUROC.iloc[-1]), images=len(test), groups=test.group.nunique())
-
-# %% ../nbs/30_chest_experiments.ipynb #f567f95d
-def arithmetic(params:dict # checked parameters
-) -> list: # fastai callbacks
-    "The callback for 16-bit arithmetic, if that is asked for."
-    return [] if params['precision'] == 'fp32' else [MixedPrecision(params['precision'])]
 
 # %% ../nbs/30_chest_experiments.ipynb #7375ed8f
 def probability_table(rows:pd.DataFrame, # with the observations' columns
@@ -242,11 +233,12 @@ def compare_ways(maps:Mapping[str, Sequence[Attribution]], # from `all_maps`
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # Table 4 in long form, differences to the boosted committee
     "Score every way from classifiers to labels on the findings' masks."
     shown = torch.stack([(true >> k+1 & 1).flatten(1).any(1) for k in range(len(observations))], 1).any(0) # has a place
-    kept, tables, counts = [o for o, s in zip(observations, shown) if s], [], {}
+    select = [k for k, s in enumerate(shown) if s]
+    def chosen(sets): return select_classes(class_sets(sets), [k+1 for k in select]).certain
+    kept, real, tables, counts = [observations[k] for k in select], chosen(true), [], {}
     for way, (method, who, boosted) in ways(member_names(params)).items():
         sets, hits = localised([maps[method][i] for i in who], true, recipe_of(params, boosted), len(observations))
-        select = [k for k, s in enumerate(shown) if s]
-        few, real = [select_classes(class_sets(s), [k+1 for k in select]).certain for s in (sets, true)]
+        few = chosen(sets)
         tables.append(localisation_table(few, real, asked[:, select], kept, rows.group, hits[:, select], n=500).assign(method=way))
         counts[way] = overlap_counts(few, real, len(select)+1)[:, 1:] * asked[:, select, None]
     best = 'IG, committee, boosted'
@@ -333,7 +325,7 @@ def pretrain_and_record(run:Run, # not yet finished; a half-done one goes on
     run.start(device_name())
     began, classes = time.time(), ['background', *observations]
     learn = pretrain(explained_rows(params, rows), classes, checkpoint=run.work/'checkpoint.pt', cbs=arithmetic(params), **network(params), **training(params))
-    history = pd.DataFrame(list(learn.recorder.values), columns=learn.recorder.metric_names[1:-1])
+    history = history_of(learn)
     run.save_text('history.csv', history.to_csv(index=False))
     save_pretrained(learn.model, run.work/'weights.safetensors', classes, parameters={k: v for k, v in params.items() if k != 'runs'}, data=run.manifest)
     (run.work/'checkpoint.pt').unlink(missing_ok=True)
@@ -421,8 +413,8 @@ def explained_areas(sets:Tensor, # int64 (H, W), where an explanation points, bi
                     present:Sequence[int] # classes that the image label names
 ) -> Tensor: # int64 (H, W), an area for each of them
     "Areas of the named classes alone; the whole image for those without one."
-    bits = [((a := sets >> c & 1) if (sets >> c & 1).any() else torch.ones_like(sets)) << c for c in present]
-    return sum(bits, torch.zeros_like(sets))
+    areas = {c: sets >> c & 1 for c in present}
+    return sum(((a if a.any() else torch.ones_like(a)) << c for c, a in areas.items()), torch.zeros_like(sets))
 
 # %% ../nbs/30_chest_experiments.ipynb #36acf571
 def joint_rows(params:dict # checked parameters

@@ -7,7 +7,7 @@ __all__ = ['OCT_CLASSES', 'PHANTOM_VERSION', 'SCANNERS', 'LAYERS', 'LAYER_AT', '
            'draw_lenses', 'lens', 'draw_cysts', 'draw_fluids', 'draw_shape', 'draw_look', 'oct_eye', 'swelling',
            'healthy', 'thicknesses', 'boundaries', 'layer_coordinate', 'brightness', 'oct_section', 'cloud',
            'paint_tissue', 'layer_mask', 'cut_cysts', 'cyst_distance', 'paint_cysts', 'paint_shadows', 'paint_hyaloid',
-           'paint_foci', 'expose', 'frame', 'render', 'shrink', 'oct_scan', 'oct_volume', 'oct_phantoms',
+           'paint_foci', 'expose', 'frame', 'render', 'shrink', 'oct_scan', 'oct_volume', 'oct_phantoms', 'write_once',
            'save_phantoms']
 
 # %% ../nbs/02_phantoms.ipynb #a6435ad2
@@ -476,6 +476,23 @@ def _same_recipe(path, recipe):
     raise FileExistsError(f'{path} exists, but its recipe is {found}, not {recipe}; '
                           'remove the folder or choose another path')
 
+def write_once(
+    path: str|Path, # the folder to make
+    recipe: dict,   # what goes into it
+    write: Callable, # fills the empty folder that it is given
+) -> Path: # `path`
+    "Fill a folder that appears under its name when complete; an error if `path` holds anything else"
+    path = Path(path)
+    if _same_recipe(path, recipe): return path
+    part = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        part.mkdir(parents=True)
+        write(part)
+        (part/'recipe.json').write_text(json.dumps(recipe, indent=1) + '\n')
+        if not _same_recipe(path, recipe): part.rename(path)   # another process may have been faster
+    finally: shutil.rmtree(part, ignore_errors=True)
+    return path
+
 def _write_volume(path, volume, scans, size, seed):
     "Write one volume's images; its rows of labels.csv"
     rows = pd.DataFrame(_rows(volume, scans, size, seed))
@@ -485,12 +502,11 @@ def _write_volume(path, volume, scans, size, seed):
 
 def _write_folder(path, recipe):
     "Write all files of a phantom folder into the empty folder `path`"
-    for kind in ('images', 'masks'): (path/kind).mkdir(parents=True)
+    for kind in ('images', 'masks'): (path/kind).mkdir()
     args = recipe['scans'], tuple(recipe['size']), recipe['seed']
     labels = pd.concat([_write_volume(path, k, *args) for k in range(recipe['volumes'])])
     labels.to_csv(path/'labels.csv', index=False)
     (path/'classes.txt').write_text('\n'.join(OCT_CLASSES) + '\n')
-    (path/'recipe.json').write_text(json.dumps(recipe, indent=1) + '\n')
 
 # %% ../nbs/02_phantoms.ipynb #8fbe7d54
 def save_phantoms(
@@ -503,10 +519,4 @@ def save_phantoms(
     "Write images/, masks/, labels.csv, classes.txt and recipe.json, unless `path` holds just these already"
     path, size = Path(path), _checked(volumes, scans, size)
     recipe = dict(generator='oct_phantoms', version=PHANTOM_VERSION, volumes=volumes, scans=scans, size=list(size), seed=seed)
-    if _same_recipe(path, recipe): return path
-    part = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        _write_folder(part, recipe)
-        if not _same_recipe(path, recipe): part.rename(path)   # another process may have been faster
-    finally: shutil.rmtree(part, ignore_errors=True)
-    return path
+    return write_once(path, recipe, lambda part: _write_folder(part, recipe))

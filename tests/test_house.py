@@ -1,6 +1,7 @@
 "Notebooks, modules, README, requirements and profiles agree with one another."
 import ast, json, re, sys
 from configparser import ConfigParser
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
 import nbformat, pytest, yaml
@@ -38,6 +39,31 @@ def test_dev_is_everything_and_names_nothing_twice():
     assert 'mlds[reproduce]' in extras['dev']
     names = [Requirement(r).name for r in project()['dependencies'] + extras['reproduce'] + extras['dev']]
     assert sorted(n for n in names if n != 'mlds') == sorted({n for n in names if n != 'mlds'})
+
+def brought(names, seen=frozenset()):
+    "What an installation of packages brings: they and what they require, normalized names."
+    for name in {n.lower().replace('_', '-') for n in names} - seen:
+        seen = seen | {name}
+        try: wanted = [Requirement(r) for r in requires(name) or []]
+        except PackageNotFoundError: continue
+        seen = brought([w.name for w in wanted if not w.marker or w.marker.evaluate({'extra': ''})], seen)
+    return seen
+
+def imports(folder):
+    "Modules from elsewhere that the Python files of a folder import, inside a function or not."
+    for file in (ROOT/folder).glob('*.py'):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import): yield from (a.name.split('.')[0] for a in node.names)
+            if isinstance(node, ast.ImportFrom) and not node.level: yield node.module.split('.')[0]
+
+@pytest.mark.parametrize('folder', ['mlds', 'tests'])
+def test_every_import_is_required(folder):
+    "What is installed here by hand only is missing elsewhere."
+    extras = project()['optional-dependencies']
+    wanted = project()['dependencies'] + extras['reproduce'] + extras['dev']
+    there, known = brought([Requirement(r).name for r in wanted]), packages_distributions()
+    foreign = set(imports(folder)) - set(sys.stdlib_module_names) - {'mlds', 'conftest'}
+    assert not [m for m in foreign if not {d.lower().replace('_', '-') for d in known.get(m, [m])} & there]
 
 
 def test_readme_is_the_index(tmp_path):

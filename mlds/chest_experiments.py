@@ -6,11 +6,12 @@
 __all__ = ['READERS', 'METHODS', 'MOST', 'chest_phantom_folder', 'draw_phantoms', 'read_chest', 'load_findings', 'load_masks',
            'classify_and_record', 'probability_table', 'finish', 'committee_aurocs', 'load_members', 'recipe_of',
            'explain_and_record', 'positive_rows', 'all_maps', 'ways', 'localised', 'difference', 'compare_ways',
-           'member_names', 'gallery_arrays', 'localise_and_record', 'explained_rows', 'network', 'training',
-           'pretrain_and_record', 'test_counts', 'start_of', 'finetune_cell', 'class_scores', 'finetune_and_record',
-           'Areas', 'explained_areas', 'joint_rows', 'weak_annotation', 'weaken_rows', 'joint_and_record']
+           'member_names', 'gallery_arrays', 'localise_and_record', 'explained_rows', 'network', 'backbone_of',
+           'training', 'pretrain_and_record', 'test_counts', 'start_of', 'rate_of', 'finetune_cell', 'class_scores',
+           'finetune_and_record', 'Areas', 'explained_areas', 'joint_rows', 'weak_annotation', 'weaken_rows',
+           'joint_and_record']
 
-# %% ../nbs/30_chest_experiments.ipynb #a3dd61b2
+# %% ../nbs/30_chest_experiments.ipynb #92996cf8
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -38,7 +39,7 @@ from .metrics import ForegroundIoU, bootstrap_interval, foreground_dice, foregro
 from .plan import chest_folders, parse_size
 from .plots import read_tables
 from .runs import Run, read_json
-from .transfer import DiceCurve, finetune, make_network, pretrain, save_pretrained, take_fraction, trainable
+from .transfer import DiceCurve, backbone_weights, finetune, make_network, pretrain, save_pretrained, take_fraction, trainable
 
 # %% ../nbs/30_chest_experiments.ipynb #067e6d62
 def chest_phantom_folder(params:dict, # checked parameters
@@ -89,7 +90,7 @@ def load_masks(params:dict, # checked parameters
     rows, classes, *_ = read_chest(params, task)
     return rows[[a.kind == 'mask' for a in rows.annotation]].reset_index(drop=True), classes
 
-# %% ../nbs/30_chest_experiments.ipynb #97de7a6b
+# %% ../nbs/30_chest_experiments.ipynb #195ef353
 def classify_and_record(run:Run, # not yet finished; a half-done one goes on
                         params:dict, # checked parameters
                         rows:pd.DataFrame, # from `load_findings`
@@ -223,7 +224,7 @@ def difference(a:Tensor, # (N, K, 3) overlap counts
     def stat(c): return foreground_iou(c[..., :K, :], 0) - foreground_iou(c[..., K:, :], 0)
     return stat(both.sum(0)).item(), *bootstrap_interval(both, groups, stat)
 
-# %% ../nbs/30_chest_experiments.ipynb #6934da54
+# %% ../nbs/30_chest_experiments.ipynb #6265d7f7
 def compare_ways(maps:Mapping[str, Sequence[Attribution]], # from `all_maps`
                  true:Tensor, # int64 (N, H, W), class sets of the findings
                  asked:Tensor, # bool (N, K)
@@ -294,28 +295,36 @@ def localise_and_record(run:Run, # not yet finished
         metrics['differences'] = differences.to_dict('records')
     return finish(run, began, **metrics)
 
-# %% ../nbs/30_chest_experiments.ipynb #c0b67a96
+# %% ../nbs/30_chest_experiments.ipynb #98e45613
 def explained_rows(params:dict, # checked parameters with `labels`
                    rows:pd.DataFrame # from `load_findings`
 ) -> pd.DataFrame: # training and validation rows, annotated by the run's store
-    "Images with explanations in the place of annotations."
-    store = DollStore(Path(params['runs'])/params['labels']/'doll')
+    "Images with explanations in the place of annotations; with their own masks if no run is named."
     rows = rows[rows.split != 'test'].reset_index(drop=True)
+    if not params['labels'] and any(a.kind != 'mask' for a in rows.annotation): raise ValueError("parameter 'labels' is empty and the images have no masks of findings: name a run of explain")
+    if not params['labels']: return rows
+    store = DollStore(Path(params['runs'])/params['labels']/'doll')
     return rows.assign(annotation=[Explanation(store, i) for i in rows.id])
 
-# %% ../nbs/30_chest_experiments.ipynb #3c5f17cd
+# %% ../nbs/30_chest_experiments.ipynb #b5e7ceae
 def network(params:dict # checked parameters of a network
 ) -> dict: # arguments of `make_network`
     "The segmentation network that the parameters describe."
     return dict(encoder=params['encoder'], width=params['width'], head_width=params['head_width'], slope=params['leak'])
 
-def training(params:dict # checked parameters of a training
+def backbone_of(params:dict # checked parameters with `source`, a run of classify
+) -> nn.Module|None: # the classifier whose network the encoder starts from
+    "Where the encoder comes from."
+    return load_classifier(Path(params['runs'])/params['source']/'weights.safetensors') if params['source'] else None
+
+def training(params:dict, # checked parameters of a training
+             rate:float=1. # multiple of the learning rate
 ) -> dict: # arguments of `pretrain` and `finetune`
     "Length, batch and rate of a training, and the weight of the lower layers."
-    same = {k: params[k] for k in ('bs', 'iterations', 'lr', 'epochs', 'seed')}
-    return same | dict(size=parse_size(params['size']), loss=dict(head_weight=params['head_weight']))
+    same = {k: params[k] for k in ('bs', 'iterations', 'epochs', 'seed')}
+    return same | dict(lr=rate*params['lr'], size=parse_size(params['size']), loss=dict(head_weight=params['head_weight']))
 
-# %% ../nbs/30_chest_experiments.ipynb #a8bdf788
+# %% ../nbs/30_chest_experiments.ipynb #970a8dcf
 def pretrain_and_record(run:Run, # not yet finished; a half-done one goes on
                         params:dict, # checked parameters
                         rows:pd.DataFrame, # from `load_findings`
@@ -324,7 +333,7 @@ def pretrain_and_record(run:Run, # not yet finished; a half-done one goes on
     "Pre-train a network on explanations and record it."
     run.start(device_name())
     began, classes = time.time(), ['background', *observations]
-    learn = pretrain(explained_rows(params, rows), classes, checkpoint=run.work/'checkpoint.pt', cbs=arithmetic(params), **network(params), **training(params))
+    learn = pretrain(explained_rows(params, rows), classes, backbone=backbone_of(params), checkpoint=run.work/'checkpoint.pt', cbs=arithmetic(params), **network(params), **training(params))
     history = history_of(learn)
     run.save_text('history.csv', history.to_csv(index=False))
     save_pretrained(learn.model, run.work/'weights.safetensors', classes, parameters={k: v for k, v in params.items() if k != 'runs'}, data=run.manifest)
@@ -347,16 +356,21 @@ def test_counts(model:nn.Module, # returns a `Prediction`
         counts.append(overlap_counts(found, sets.certain, len(classes), known=sets.known))
     return torch.cat(counts)
 
-# %% ../nbs/30_chest_experiments.ipynb #80a4621c
+# %% ../nbs/30_chest_experiments.ipynb #2180c2b8
 def start_of(params:dict # checked parameters of a fine-tuning
 ) -> dict: # arguments of `finetune`
     "Where the weights come from, and what of them is trained."
     source = Path(params['runs'])/params['source']/'weights.safetensors'
-    start = {'random': {}, 'backbone': dict(backbone=load_classifier(source) if params['init'] == 'backbone' else None)}.get(params['init'], dict(weights=source))
+    start = {'random': {}, 'backbone': dict(backbone=backbone_of(params) if params['init'] == 'backbone' else None)}.get(params['init'], dict(weights=source))
     frozen = 'encoder adapters' if params['init'] == 'backbone' else 'adapters' # a decoder that nobody trained is not frozen
     return start | dict(adapter='none' if params['tuning'] == 'full' else frozen, network=network(params))
 
-# %% ../nbs/30_chest_experiments.ipynb #e389b845
+def rate_of(params:dict # checked parameters of a fine-tuning
+) -> float: # multiple of the learning rate
+    "Adapters begin as nothing and are small: they take, and need, a larger step."
+    return params['adapter_rate'] if params['init'] != 'backbone' and params['tuning'] == 'adapters' else 1.
+
+# %% ../nbs/30_chest_experiments.ipynb #c24d7504
 def finetune_cell(run:Run, # a started run
                   params:dict, # checked parameters
                   task:str, # 'anatomy' or 'infection'
@@ -367,7 +381,7 @@ def finetune_cell(run:Run, # a started run
     if (run.work/file).exists(): return read_json(run.work/file)
     rows, classes = load_masks(params, task)
     some, curve = take_fraction(rows, fraction, params['seed']), DiceCurve(max(params['iterations']//20, 1))
-    learn = finetune(some, classes, checkpoint=run.work/'checkpoint.pt', cbs=[curve, *arithmetic(params)], **start_of(params), **training(params))
+    learn = finetune(some, classes, checkpoint=run.work/'checkpoint.pt', cbs=[curve, *arithmetic(params)], **start_of(params), **training(params, rate_of(params)))
     test = rows[rows.split == 'test']
     table = class_scores(test_counts(learn.model, test, classes, parse_size(params['size'])), test.group, classes)
     here = dict(task=task, fraction=fraction, masks=int((some.split == 'train').sum()), trained=trainable(learn.model)[0])
@@ -398,17 +412,18 @@ def finetune_and_record(run:Run, # not yet finished; a half-done one goes on
     for file in run.work.glob('*-*.json'): file.unlink()
     return finish(run, began, mean_dice=float(np.mean([r['Dice'] for c in cells for r in c['scores']])))
 
-# %% ../nbs/30_chest_experiments.ipynb #8e93029d
+# %% ../nbs/30_chest_experiments.ipynb #21bc9f5f
 @dataclass
 class Areas(Annotation):
-    "Free-form boxes: at each pixel the set of classes that may be there."
-    sets: Tensor # int64 (H, W), bit c where class c may be; bit 0 is ignored
+    "Classes of the image, each with an area in which it is somewhere; it may reach out of it."
+    sets: Tensor # int64 (H, W), bit c in the area of class c; bit 0 is ignored
     kind = 'explanations'
     def class_sets(self, size, n_classes):
         areas = resize(class_sets(self.sets), size).certain & ~1
-        return class_sets((areas == 0).long(), areas | 1, areas)
+        named = areas.new_tensor(np.bitwise_or.reduce(areas.numpy(), axis=None)) | 1
+        return class_sets((named == 1).long().expand_as(areas), named.expand_as(areas), areas)
 
-# %% ../nbs/30_chest_experiments.ipynb #d1f3ed3f
+# %% ../nbs/30_chest_experiments.ipynb #96e1d7a0
 def explained_areas(sets:Tensor, # int64 (H, W), where an explanation points, bit c for class c
                     present:Sequence[int] # classes that the image label names
 ) -> Tensor: # int64 (H, W), an area for each of them
@@ -455,7 +470,7 @@ def weaken_rows(params:dict, # checked parameters
     weak = {k: weak_annotation(a, params['kind'], pointed(i, a.read().shape), n) for k, i, a in zip(rest, rows.id[rest], rows.annotation[rest])}
     return rows.assign(annotation=[weak.get(k, a) for k, a in rows.annotation.items()])
 
-# %% ../nbs/30_chest_experiments.ipynb #a12b6b01
+# %% ../nbs/30_chest_experiments.ipynb #6073c040
 def joint_and_record(run:Run, # not yet finished; a half-done one goes on
                      params:dict # checked parameters
 ) -> dict: # metrics
@@ -468,6 +483,7 @@ def joint_and_record(run:Run, # not yet finished; a half-done one goes on
     quota = {k: params['bs'] for k in sorted({a.kind for a in few[few.split == 'train'].annotation})}
     dls = mixed_dataloaders(few, classes, size=size, quota=quota, iterations=params['iterations']//params['epochs'], seed=params['seed'])
     model = make_network(len(classes), **network(params))
+    if params['source']: backbone_weights(backbone_of(params), model)
     teaching = {k: params[k] for k in ('start', 'ramp')}
     learn = semi_weak_learner(dls, model, teacher='none' if params['kind'] == 'none' else 'ema', loss=dict(head_weight=params['head_weight'], region=.1),
                               teaching=teaching, metrics=ForegroundIoU(), cbs=arithmetic(params))

@@ -66,9 +66,9 @@ def consensus(maps:Sequence[Tensor] # float (P, H, W), normalised, one tensor fo
     if odd := [i for i, m in enumerate(maps) if m.shape != maps[0].shape]: raise ValueError(f"maps of member {odd[0]} are {tuple(maps[odd[0]].shape)}, those of member 0 {tuple(maps[0].shape)}: explain the same images and targets")
     return torch.stack(list(maps)).mean(0)
 
-# %% ../nbs/28_doll.ipynb #87a91639
+# %% ../nbs/28_doll.ipynb #0d3a5f18
 def boost(maps:Tensor, # float (P, H, W)
-          sigma:float=.02 # standard deviation of the smoothing, as a share of the shorter side; 0 for none
+          sigma:float=.05 # standard deviation of the smoothing, as a share of the shorter side; 0 for none
 ) -> Tensor: # float (P, H, W), not negative
     "Positive part and Gaussian smoothing (B2)."
     positive = maps.clamp(min=0)
@@ -96,13 +96,13 @@ def threshold_maps(maps:Tensor, # float (P, H, W)
     "The pixels above the cut, if positive."
     return (maps > threshold_values(maps, rule, level)[:, None, None]) & (maps > 0)
 
-# %% ../nbs/28_doll.ipynb #3e6db851
+# %% ../nbs/28_doll.ipynb #980a091b
 @dataclass(frozen=True)
 class Recipe:
     "How attribution maps become labels; fixed before any test mask is seen."
     normalize:str='max' # unit of a member's map, one of `NORMALIZE`
     boost:bool=True # positive part and smoothing before the cut
-    sigma:float=.02 # smoothing, as a share of the image's side
+    sigma:float=.05 # smoothing, as a share of the image's side
     rule:str='mean_sd' # of the cut, one of `LEVELS`
     level:float|None=None # of the rule; its usual one if not given
     confidence:float=0. # probability that a member must give to an observation to count as convinced

@@ -18,13 +18,13 @@ from .classifiers import LabelDataset, classify
 from .doll import Recipe, boost, consensus, label_maps, normalize_maps
 from .plots import gallery
 
-# %% ../nbs/31_widgets.ipynb #2546a743
+# %% ../nbs/31_widgets.ipynb #602265b9
 def explanation_view(models:Sequence[nn.Module], # committee, images (B, 1, H, W) in 0..1 -> logits (B, K)
                      image:Tensor, # float (1, H, W), 0..1
                      k:int, # number of the observation
                      name:str, # the observation, beside the picture
                      steps:int=16, # points on the path of Integrated Gradients
-                     baseline:str='mean', # where the path begins, see `integrated_gradients`
+                     baseline:str='black', # where the path begins, see `integrated_gradients`
                      recipe:Recipe=Recipe() # how maps become labels
 ) -> Figure: # image, consensus, boosted map, label
     "A committee's explanation of one observation and the label that it becomes."
@@ -33,7 +33,7 @@ def explanation_view(models:Sequence[nn.Module], # committee, images (B, 1, H, W
     shown = {'consensus': agreed, 'boosted': boost(agreed, recipe.sigma)}
     return gallery(image.cpu().numpy(), {t: m.numpy() for t, m in shown.items()}, {'label': label_maps(maps, recipe).numpy()}, [name])
 
-# %% ../nbs/31_widgets.ipynb #f66ebff2
+# %% ../nbs/31_widgets.ipynb #33bd38ed
 def explanation_explorer(models:Sequence[nn.Module], # committee
                          rows:pd.DataFrame, # catalogue: id, image, and the observations' columns
                          observations:Sequence[str], # names, in the models' order
@@ -46,7 +46,7 @@ def explanation_explorer(models:Sequence[nn.Module], # committee
         if image not in probs: probs[image] = classify(list(models), x[None])[0]
         return explanation_view(models, x, k, f'{observation}\n{probs[image][k]:.2f}', steps, recipe=Recipe(sigma=sigma, level=level))
     return interactive(view, image=Dropdown(options=image_options(rows, observations)), observation=Dropdown(options=list(observations)),
-                       steps=IntSlider(16, 2, 64), sigma=FloatSlider(value=.02, min=0, max=.1, step=.01), level=FloatSlider(value=2., min=0, max=4, step=.25))
+                       steps=IntSlider(16, 2, 64), sigma=FloatSlider(value=.05, min=0, max=.1, step=.01), level=FloatSlider(value=2., min=0, max=4, step=.25))
 
 # %% ../nbs/31_widgets.ipynb #ff024ceb
 def image_options(rows:pd.DataFrame, # catalogue

@@ -8,7 +8,7 @@ __all__ = ['READERS', 'METHODS', 'MOST', 'chest_phantom_folder', 'draw_phantoms'
            'explain_and_record', 'positive_rows', 'all_maps', 'ways', 'localised', 'difference', 'compare_ways',
            'member_names', 'gallery_arrays', 'localise_and_record', 'explained_rows', 'network', 'backbone_of',
            'training', 'pretrain_and_record', 'test_counts', 'start_of', 'rate_of', 'finetune_cell', 'class_scores',
-           'finetune_and_record', 'Areas', 'explained_areas', 'joint_rows', 'weak_annotation', 'weaken_rows',
+           'finetune_and_record', 'Areas', 'grown', 'explained_areas', 'joint_rows', 'weak_annotation', 'weaken_rows',
            'joint_and_record']
 
 # %% ../nbs/30_chest_experiments.ipynb #92996cf8
@@ -184,14 +184,14 @@ def positive_rows(rows:pd.DataFrame, # from `load_findings`
     test = rows[(rows.split == 'test') & (rows[placed] == 1).any(axis=1)]
     return test.head(most).reset_index(drop=True)
 
-# %% ../nbs/30_chest_experiments.ipynb #f8795a50
+# %% ../nbs/30_chest_experiments.ipynb #06699e82
 def all_maps(models:Sequence[nn.Module], # committee
              images:Tensor, # float (N, 1, H, W), 0..1
              asked:Tensor, # bool (N, K)
              params:dict # checked parameters
 ) -> dict[str, list[Attribution]]: # method -> one for each member, on the CPU
-    "Every method's maps of every member."
-    given = {'IG': {k: params[k] for k in ('steps', 'baseline')}}
+    "Every method's maps of every member; SmoothGrad looks at as many gradients as Integrated Gradients."
+    given = {'IG': {k: params[k] for k in ('steps', 'baseline')}, 'SmoothGrad': dict(samples=params['steps'])}
     def on_cpu(a): return Attribution(a.values.float().cpu(), a.pairs.cpu(), a.delta.cpu(), a.steps.cpu())
     return {m: [on_cpu(f(model, images, asked, **given.get(m, {}))) for model in models] for m, f in METHODS.items()}
 
@@ -412,16 +412,24 @@ def finetune_and_record(run:Run, # not yet finished; a half-done one goes on
     for file in run.work.glob('*-*.json'): file.unlink()
     return finish(run, began, mean_dice=float(np.mean([r['Dice'] for c in cells for r in c['scores']])))
 
-# %% ../nbs/30_chest_experiments.ipynb #21bc9f5f
+# %% ../nbs/30_chest_experiments.ipynb #8e93029d
 @dataclass
 class Areas(Annotation):
-    "Classes of the image, each with an area in which it is somewhere; it may reach out of it."
-    sets: Tensor # int64 (H, W), bit c in the area of class c; bit 0 is ignored
+    "Free-form boxes: at each pixel the set of classes that may be there."
+    sets: Tensor # int64 (H, W), bit c where class c may be; bit 0 is ignored
     kind = 'explanations'
     def class_sets(self, size, n_classes):
         areas = resize(class_sets(self.sets), size).certain & ~1
-        named = areas.new_tensor(np.bitwise_or.reduce(areas.numpy(), axis=None)) | 1
-        return class_sets((named == 1).long().expand_as(areas), named.expand_as(areas), areas)
+        return class_sets((areas == 0).long(), areas | 1, areas)
+
+# %% ../nbs/30_chest_experiments.ipynb #20ae44b6
+def grown(areas:Tensor, # int64 (H, W), class sets
+          margin:float # as a share of the shorter side
+) -> Tensor: # int64 (H, W)
+    "Areas that reach further by a margin on all sides."
+    by = round(margin*min(areas.shape))
+    onehot = torch.stack([areas >> c & 1 for c in range(int(areas.max()).bit_length())] or [areas])[None].float()
+    return pack(nn.functional.max_pool2d(onehot, 2*by+1, 1, by) > 0)[0]
 
 # %% ../nbs/30_chest_experiments.ipynb #96e1d7a0
 def explained_areas(sets:Tensor, # int64 (H, W), where an explanation points, bit c for class c
@@ -443,19 +451,20 @@ def joint_rows(params:dict # checked parameters
     shown = [bool(l.any()) for l in labels]
     return rows.assign(annotation=[Mask(l) for l in labels])[shown].reset_index(drop=True), ['background', *chosen]
 
-# %% ../nbs/30_chest_experiments.ipynb #9cf6e0cd
+# %% ../nbs/30_chest_experiments.ipynb #a4e9d434
 def weak_annotation(mask:Mask, # the true one
                     kind:str, # of `JOINT`
                     pointed:Tensor|None, # int64 (H, W), where explanations point, in the classes of the task
-                    n_classes:int # number of classes of the task
+                    n_classes:int, # number of classes of the task
+                    margin:float=0. # growth of an explanation, see `grown`
 ) -> Annotation: # what stands in for the mask
     "A true weak annotation, or what explanations make of the image labels."
     if kind in ('tags', 'boxes'): return weaken(mask, kind, n_classes)
     areas = explained_areas(pointed, weaken(mask, 'tags', n_classes).classes)
-    if kind == 'explanations': return Areas(areas)
+    if kind == 'explanations': return Areas(grown(areas, margin))
     return Boxes(boxes_of(areas.numpy(), n_classes))
 
-# %% ../nbs/30_chest_experiments.ipynb #e7e71d6d
+# %% ../nbs/30_chest_experiments.ipynb #0f0ca702
 def weaken_rows(params:dict, # checked parameters
                 rows:pd.DataFrame, # from `joint_rows`
                 classes:Sequence[str] # class names, background first
@@ -467,7 +476,7 @@ def weaken_rows(params:dict, # checked parameters
     if params['kind'] == 'none': return rows.drop(rest)
     store = DollStore(Path(params['runs'])/params['labels']/'doll') if params['labels'] else None
     def pointed(i, size): return Explanation(store, i, classes).class_sets(size, n).certain if store else None
-    weak = {k: weak_annotation(a, params['kind'], pointed(i, a.read().shape), n) for k, i, a in zip(rest, rows.id[rest], rows.annotation[rest])}
+    weak = {k: weak_annotation(a, params['kind'], pointed(i, a.read().shape), n, params['margin']) for k, i, a in zip(rest, rows.id[rest], rows.annotation[rest])}
     return rows.assign(annotation=[weak.get(k, a) for k, a in rows.annotation.items()])
 
 # %% ../nbs/30_chest_experiments.ipynb #6073c040

@@ -92,7 +92,7 @@ EXPLAINED = dict(
     confidence=Param(0., "probability that enough members must give to an observation", low=0, high=1),
 )
 
-# %% ../nbs/24_plan.ipynb #611e0bee
+# %% ../nbs/24_plan.ipynb #3ddfb126
 SOURCE = Param('', "run of `classify` whose network the encoder starts from; random if empty")
 SCHEMAS = dict(
     train=TRAIN,
@@ -116,6 +116,7 @@ SCHEMAS = dict(
         kind=Param('none', "annotation of the other training images; none drops them",
                    choices=('none', 'tags', 'explained boxes', 'explanations', 'boxes')),
         labels=Param('', "run of `explain` that the explanations come from"),
+        margin=Param(.06, "growth of explanations, as a share of the image's side", low=0, high=1),
         source=SOURCE,
         start=Param(.3, "share of the training before pseudo-labels", low=0, high=1),
         ramp=Param(.3, "share over which they come in", low=0, high=1)),
@@ -145,14 +146,22 @@ def _numbers(given, key, profile):
     if not words or not all(w.isdigit() for w in words): raise ValueError(f"{key} of profile {profile!r} is {' '.join(words)!r}: write whole numbers with spaces between, as in 3 12")
     return [int(w) for w in words]
 
-# %% ../nbs/24_plan.ipynb #3fc5db9c
+# %% ../nbs/24_plan.ipynb #d3c84221
+def _ancestors(ini, file, profile):
+    "The profile and those that it is `like`, the eldest first."
+    names, line = [s for s in ini.sections() if s != 'data' and ' ' not in s], []
+    while profile:
+        if profile not in names: raise ValueError(f"profile {profile!r} is unknown; {file} has {', '.join(names)}")
+        if profile in line: raise ValueError(f"profile {profile!r} of {file} is like itself: {' like '.join([*line, profile])}")
+        line.append(profile)
+        profile = ini[profile].get('like')
+    return line[::-1]
+
 def _section(file, profile, part, data):
-    "The lines of [PROFILE PART], and over them, for a folder, those of [PROFILE PART folder]."
+    "The lines of [PROFILE PART], over them, for a folder, those of [PROFILE PART folder]; before both, those of the profile that it is `like`."
     ini = _read_ini(file)
-    names = [s for s in ini.sections() if s != 'data' and ' ' not in s]
-    if profile not in names: raise ValueError(f"profile {profile!r} is unknown; {file} has {', '.join(names)}")
-    sections = [f'{profile} {part}'.strip()] + [f'{profile} {part}'.strip() + ' folder'] * (data != 'phantoms')
-    return {k: v for s in sections if s in ini for k, v in ini[s].items()}
+    sections = [f'{p} {part}'.strip() + more for p in _ancestors(ini, file, profile) for more in ('', ' folder')[:1 + (data != 'phantoms')]]
+    return {k: v for s in sections if s in ini for k, v in ini[s].items() if k != 'like'}
 
 # %% ../nbs/24_plan.ipynb #2a6a614e
 def _results(given, known):

@@ -64,7 +64,8 @@ def against(table:pd.DataFrame, # from `long_table`
 # %% ../nbs/23_plots.ipynb #c1445519
 def plot_table(table:pd.DataFrame, # from `long_table`
                title:str='', # of the figure
-               label:str='mean IoU' # of the axis
+               label:str='mean IoU', # of the axis
+               columns:str='masks' # what the columns are
 ) -> Figure: # dots: runs; strokes: means
     "The table as a picture: every run a dot, every mean a stroke."
     fig, ax = plt.subplots(figsize=(8, .55*table.row.nunique() + 1.2), dpi=80, layout='constrained')
@@ -73,7 +74,7 @@ def plot_table(table:pd.DataFrame, # from `long_table`
     sns.stripplot(table, y='row', x='value', hue='column', dodge=True, palette=colours, size=4, alpha=.6, legend=False, ax=ax)
     sns.pointplot(table, y='row', x='value', hue='column', errorbar=None, dodge=.8 - .8/n if n > 1 else False, linestyle='none', marker='|', markersize=14, markeredgewidth=3, palette=colours, ax=ax)
     ax.set(ylabel='', xlabel=label, title=title, xlim=(max(0, table.value.min()-.1), min(1, table.value.max()+.05)))
-    ax.legend(title='masks', loc='center left', bbox_to_anchor=(1, .5), frameon=False)
+    ax.legend(title=columns, loc='center left', bbox_to_anchor=(1, .5), frameon=False)
     sns.despine(fig)
     return fig
 

@@ -239,7 +239,7 @@ def test_the_program_itself(tmp_path):
     shutil.copy(ROOT/'settings.ini', tmp_path)
     done = subprocess.run([sys.executable, '-c', 'from mlds.plan import main; main()', 'begin', 'fast'], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and not done.stdout
-    assert re.fullmatch(r"error: profile 'fast' is unknown; settings.ini has smoke, quick, full\n", done.stderr)
+    assert re.fullmatch(r"error: profile 'fast' is unknown; settings.ini has smoke, quick, full, shares\n", done.stderr)
 
 
 # the train notebook, through papermill

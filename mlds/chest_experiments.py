@@ -7,7 +7,7 @@ __all__ = ['READERS', 'METHODS', 'MOST', 'chest_phantom_folder', 'draw_phantoms'
            'classify_and_record', 'probability_table', 'finish', 'committee_aurocs', 'load_members', 'recipe_of',
            'explain_and_record', 'positive_rows', 'all_maps', 'ways', 'localised', 'difference', 'compare_ways',
            'member_names', 'gallery_arrays', 'localise_and_record', 'explained_rows', 'network', 'backbone_of',
-           'training', 'pretrain_and_record', 'test_counts', 'start_of', 'rate_of', 'finetune_cell', 'class_scores',
+           'training', 'pretrain_and_record', 'test_counts', 'start_of', 'trunk_rate', 'finetune_cell', 'class_scores',
            'finetune_and_record', 'Areas', 'grown', 'explained_areas', 'joint_rows', 'weak_annotation', 'weaken_rows',
            'joint_and_record']
 
@@ -306,7 +306,7 @@ def explained_rows(params:dict, # checked parameters with `labels`
     store = DollStore(Path(params['runs'])/params['labels']/'doll')
     return rows.assign(annotation=[Explanation(store, i) for i in rows.id])
 
-# %% ../nbs/30_chest_experiments.ipynb #b5e7ceae
+# %% ../nbs/30_chest_experiments.ipynb #4d6a84d6
 def network(params:dict # checked parameters of a network
 ) -> dict: # arguments of `make_network`
     "The segmentation network that the parameters describe."
@@ -317,12 +317,11 @@ def backbone_of(params:dict # checked parameters with `source`, a run of classif
     "Where the encoder comes from."
     return load_classifier(Path(params['runs'])/params['source']/'weights.safetensors') if params['source'] else None
 
-def training(params:dict, # checked parameters of a training
-             rate:float=1. # multiple of the learning rate
+def training(params:dict # checked parameters of a training
 ) -> dict: # arguments of `pretrain` and `finetune`
     "Length, batch and rate of a training, and the weight of the lower layers."
-    same = {k: params[k] for k in ('bs', 'iterations', 'epochs', 'seed')}
-    return same | dict(lr=rate*params['lr'], size=parse_size(params['size']), loss=dict(head_weight=params['head_weight']))
+    same = {k: params[k] for k in ('bs', 'iterations', 'lr', 'epochs', 'seed')}
+    return same | dict(size=parse_size(params['size']), loss=dict(head_weight=params['head_weight']))
 
 # %% ../nbs/30_chest_experiments.ipynb #970a8dcf
 def pretrain_and_record(run:Run, # not yet finished; a half-done one goes on
@@ -356,7 +355,7 @@ def test_counts(model:nn.Module, # returns a `Prediction`
         counts.append(overlap_counts(found, sets.certain, len(classes), known=sets.known))
     return torch.cat(counts)
 
-# %% ../nbs/30_chest_experiments.ipynb #2180c2b8
+# %% ../nbs/30_chest_experiments.ipynb #52c2e986
 def start_of(params:dict # checked parameters of a fine-tuning
 ) -> dict: # arguments of `finetune`
     "Where the weights come from, and what of them is trained."
@@ -365,12 +364,12 @@ def start_of(params:dict # checked parameters of a fine-tuning
     frozen = 'encoder adapters' if params['init'] == 'backbone' else 'adapters' # a decoder that nobody trained is not frozen
     return start | dict(adapter='none' if params['tuning'] == 'full' else frozen, network=network(params))
 
-def rate_of(params:dict # checked parameters of a fine-tuning
-) -> float: # multiple of the learning rate
-    "Adapters begin as nothing and are small: they take, and need, a larger step."
-    return params['adapter_rate'] if params['init'] != 'backbone' and params['tuning'] == 'adapters' else 1.
+def trunk_rate(params:dict # checked parameters of a fine-tuning
+) -> float: # share of the learning rate
+    "Adapters begin as nothing: where no layer but them and the heads is trained, they take its full steps."
+    return 1. if params['tuning'] == 'adapters' and params['init'] != 'backbone' else params['trunk_lr']
 
-# %% ../nbs/30_chest_experiments.ipynb #c24d7504
+# %% ../nbs/30_chest_experiments.ipynb #012ad9f3
 def finetune_cell(run:Run, # a started run
                   params:dict, # checked parameters
                   task:str, # 'anatomy' or 'infection'
@@ -381,7 +380,7 @@ def finetune_cell(run:Run, # a started run
     if (run.work/file).exists(): return read_json(run.work/file)
     rows, classes = load_masks(params, task)
     some, curve = take_fraction(rows, fraction, params['seed']), DiceCurve(max(params['iterations']//20, 1))
-    learn = finetune(some, classes, checkpoint=run.work/'checkpoint.pt', cbs=[curve, *arithmetic(params)], **start_of(params), **training(params, rate_of(params)))
+    learn = finetune(some, classes, checkpoint=run.work/'checkpoint.pt', cbs=[curve, *arithmetic(params)], trunk_lr=trunk_rate(params), **start_of(params), **training(params))
     test = rows[rows.split == 'test']
     table = class_scores(test_counts(learn.model, test, classes, parse_size(params['size'])), test.group, classes)
     here = dict(task=task, fraction=fraction, masks=int((some.split == 'train').sum()), trained=trainable(learn.model)[0])

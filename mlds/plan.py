@@ -92,7 +92,7 @@ EXPLAINED = dict(
     confidence=Param(0., "probability that enough members must give to an observation", low=0, high=1),
 )
 
-# %% ../nbs/24_plan.ipynb #3ddfb126
+# %% ../nbs/24_plan.ipynb #95596297
 SOURCE = Param('', "run of `classify` whose network the encoder starts from; random if empty")
 SCHEMAS = dict(
     train=TRAIN,
@@ -108,7 +108,7 @@ SCHEMAS = dict(
         init=Param('random', "where the weights come from", choices=('random', 'backbone', 'single', 'doll')),
         source=Param('', "run of `classify` or `pretrain` that made them; none for random"),
         tuning=Param('full', "what is trained", choices=('full', 'adapters')),
-        adapter_rate=Param(3., "learning rate of adapters, as a multiple of `lr`", low=0),
+        trunk_lr=Param(1., "learning rate of encoder and decoder, as a share of `lr`, which is that of heads and adapters", low=0),
         fractions=Param('0.5 1', "shares of the training masks, one training for each")),
     joint=CHEST | FITTED | NETWORK | dict(
         classes=Param('Pleural Effusion,Consolidation', "findings to segment, comma separated, later ones over earlier ones"),

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['READERS', 'METHODS', 'MOST', 'chest_phantom_folder', 'draw_phantoms', 'read_chest', 'load_findings', 'load_masks',
-           'classify_and_record', 'probability_table', 'finish', 'committee_aurocs', 'load_members', 'recipe_of',
-           'explain_and_record', 'positive_rows', 'all_maps', 'ways', 'localised', 'difference', 'compare_ways',
-           'member_names', 'gallery_arrays', 'localise_and_record', 'explained_rows', 'network', 'backbone_of',
-           'training', 'pretrain_and_record', 'test_counts', 'start_of', 'trunk_rate', 'finetune_cell', 'class_scores',
-           'finetune_and_record', 'Areas', 'grown', 'explained_areas', 'joint_rows', 'weak_annotation', 'weaken_rows',
-           'joint_and_record']
+           'classify_and_record', 'probability_table', 'finish', 'committee_aurocs', 'weights_of', 'load_members',
+           'recipe_of', 'explain_and_record', 'positive_rows', 'all_maps', 'ways', 'localised', 'difference',
+           'compare_ways', 'member_names', 'gallery_arrays', 'localise_and_record', 'store_of', 'explained_rows',
+           'network', 'backbone_of', 'training', 'pretrain_and_record', 'test_counts', 'start_of', 'finetune_cell',
+           'class_scores', 'finetune_and_record', 'Areas', 'grown', 'explained_areas', 'joint_rows', 'weak_annotation',
+           'weaken_rows', 'joint_and_record']
 
 # %% ../nbs/30_chest_experiments.ipynb #92996cf8
 import shutil
@@ -140,10 +140,16 @@ def committee_aurocs(folder:str|Path, # of finished runs
     return pd.concat([members, auroc_table(probs, tables[0][names], tables[0].group, names).assign(row='committee')], ignore_index=True)
 
 # %% ../nbs/30_chest_experiments.ipynb #09042582
+def weights_of(params:dict, # checked parameters
+               run:str # name of a finished run
+) -> Path: # *.safetensors
+    "Where a run's weights are."
+    return Path(params['runs'])/run/'weights.safetensors'
+
 def load_members(params:dict # checked parameters with `members`
 ) -> list[nn.Module]: # classifiers
     "The committee's classifiers, on the device at hand."
-    return [load_classifier(Path(params['runs'])/i/'weights.safetensors').to(default_device()) for i in params['members'].split(',')]
+    return [load_classifier(weights_of(params, i)).to(default_device()) for i in params['members'].split(',')]
 
 # %% ../nbs/30_chest_experiments.ipynb #6a507fa9
 def recipe_of(params:dict, # checked parameters
@@ -296,15 +302,21 @@ def localise_and_record(run:Run, # not yet finished
     return finish(run, began, **metrics)
 
 # %% ../nbs/30_chest_experiments.ipynb #98e45613
+def store_of(params:dict # checked parameters with `labels`, a run of explain
+) -> DollStore: # its labels
+    "Where a run's labels are."
+    return DollStore(Path(params['runs'])/params['labels']/'doll')
+
 def explained_rows(params:dict, # checked parameters with `labels`
                    rows:pd.DataFrame # from `load_findings`
 ) -> pd.DataFrame: # training and validation rows, annotated by the run's store
     "Images with explanations in the place of annotations; with their own masks if no run is named."
     rows = rows[rows.split != 'test'].reset_index(drop=True)
-    if not params['labels'] and any(a.kind != 'mask' for a in rows.annotation): raise ValueError("parameter 'labels' is empty and the images have no masks of findings: name a run of explain")
-    if not params['labels']: return rows
-    store = DollStore(Path(params['runs'])/params['labels']/'doll')
-    return rows.assign(annotation=[Explanation(store, i) for i in rows.id])
+    if params['labels']:
+        store = store_of(params)
+        return rows.assign(annotation=[Explanation(store, i) for i in rows.id])
+    if any(a.kind != 'mask' for a in rows.annotation): raise ValueError("parameter 'labels' is empty and the images have no masks of findings: name a run of explain")
+    return rows
 
 # %% ../nbs/30_chest_experiments.ipynb #4d6a84d6
 def network(params:dict # checked parameters of a network
@@ -315,7 +327,7 @@ def network(params:dict # checked parameters of a network
 def backbone_of(params:dict # checked parameters with `source`, a run of classify
 ) -> nn.Module|None: # the classifier whose network the encoder starts from
     "Where the encoder comes from."
-    return load_classifier(Path(params['runs'])/params['source']/'weights.safetensors') if params['source'] else None
+    return load_classifier(weights_of(params, params['source'])) if params['source'] else None
 
 def training(params:dict # checked parameters of a training
 ) -> dict: # arguments of `pretrain` and `finetune`
@@ -358,16 +370,13 @@ def test_counts(model:nn.Module, # returns a `Prediction`
 # %% ../nbs/30_chest_experiments.ipynb #52c2e986
 def start_of(params:dict # checked parameters of a fine-tuning
 ) -> dict: # arguments of `finetune`
-    "Where the weights come from, and what of them is trained."
-    source = Path(params['runs'])/params['source']/'weights.safetensors'
-    start = {'random': {}, 'backbone': dict(backbone=backbone_of(params) if params['init'] == 'backbone' else None)}.get(params['init'], dict(weights=source))
-    frozen = 'encoder adapters' if params['init'] == 'backbone' else 'adapters' # a decoder that nobody trained is not frozen
-    return start | dict(adapter='none' if params['tuning'] == 'full' else frozen, network=network(params))
-
-def trunk_rate(params:dict # checked parameters of a fine-tuning
-) -> float: # share of the learning rate
-    "Adapters begin as nothing: where no layer but them and the heads is trained, they take its full steps."
-    return 1. if params['tuning'] == 'adapters' and params['init'] != 'backbone' else params['trunk_lr']
+    "Where the weights come from, what of them is trained, and in which steps."
+    start, adapter = {}, 'none' if params['tuning'] == 'full' else 'adapters'
+    if params['init'] == 'backbone': start = dict(backbone=backbone_of(params))
+    elif params['init'] != 'random': start = dict(weights=weights_of(params, params['source']))
+    if 'backbone' in start and adapter != 'none': adapter = 'encoder adapters' # a decoder that nobody trained is not frozen
+    trunk_lr = 1. if adapter == 'adapters' else params['trunk_lr'] # adapters begin as nothing: alone, they take full steps
+    return start | dict(adapter=adapter, trunk_lr=trunk_lr, network=network(params))
 
 # %% ../nbs/30_chest_experiments.ipynb #012ad9f3
 def finetune_cell(run:Run, # a started run
@@ -380,7 +389,7 @@ def finetune_cell(run:Run, # a started run
     if (run.work/file).exists(): return read_json(run.work/file)
     rows, classes = load_masks(params, task)
     some, curve = take_fraction(rows, fraction, params['seed']), DiceCurve(max(params['iterations']//20, 1))
-    learn = finetune(some, classes, checkpoint=run.work/'checkpoint.pt', cbs=[curve, *arithmetic(params)], trunk_lr=trunk_rate(params), **start_of(params), **training(params))
+    learn = finetune(some, classes, checkpoint=run.work/'checkpoint.pt', cbs=[curve, *arithmetic(params)], **start_of(params), **training(params))
     test = rows[rows.split == 'test']
     table = class_scores(test_counts(learn.model, test, classes, parse_size(params['size'])), test.group, classes)
     here = dict(task=task, fraction=fraction, masks=int((some.split == 'train').sum()), trained=trainable(learn.model)[0])
@@ -473,7 +482,7 @@ def weaken_rows(params:dict, # checked parameters
     if params['masks'] >= len(train): raise ValueError(f"parameter 'masks' is {params['masks']}, but only {len(train)} training images show {', '.join(classes[1:])}")
     rest = train.index[mask_order(train, n, params['seed'])[params['masks']:]]
     if params['kind'] == 'none': return rows.drop(rest)
-    store = DollStore(Path(params['runs'])/params['labels']/'doll') if params['labels'] else None
+    store = store_of(params) if params['labels'] else None
     def pointed(i, size): return Explanation(store, i, classes).class_sets(size, n).certain if store else None
     weak = {k: weak_annotation(a, params['kind'], pointed(i, a.read().shape), n, params['margin']) for k, i, a in zip(rest, rows.id[rest], rows.annotation[rest])}
     return rows.assign(annotation=[weak.get(k, a) for k, a in rows.annotation.items()])

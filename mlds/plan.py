@@ -323,7 +323,7 @@ def _joint(plan, chest, manifest, member, labels):
     "The rows of Table 6, for every seed."
     def run(kind, s):
         uses = labels if kind.startswith('expl') else ''
-        return _add(plan, 'joint', chest['joint'] | dict(kind=kind, labels=uses, source=member, seed=s), manifest, [member, *[uses]*bool(uses)])
+        return _add(plan, 'joint', chest['joint'] | dict(kind=kind, labels=uses, source=member, seed=s), manifest, [i for i in (member, uses) if i])
     return [dict(row=row, column=f"{chest['joint']['masks']} masks", seed=s, run=run(kind, s)) for s in chest['seeds'] for row, kind in JOINT.items()]
 
 # %% ../nbs/24_plan.ipynb #13701c86

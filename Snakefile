@@ -9,18 +9,21 @@ from mlds.plan import make_plan, write_plan
 PROFILE, DATA = config.get("profile", "quick"), str(config.get("data", "phantoms"))
 RUNS, FIGURES = config.get("runs", "runs"), config.get("figures", "figures")
 PLAN = make_plan("settings.ini", PROFILE, DATA, RUNS)
-FILES = f"{RUNS}/plans/{PLAN['name']}"  # parameters of each run, executed notebooks
+if config.get("apart"):  # a process for each run, for a cluster; otherwise one does all seeds
+    PLAN["jobs"] = {run: [run] for run in PLAN["runs"]}
+JOBS = {run: job for job, runs in PLAN["jobs"].items() for run in runs}
+FILES = f"{RUNS}/plans/{PLAN['name']}"  # parameters of each job, executed notebooks
 PAPERMILL = "papermill --no-progress-bar --log-level ERROR -k python3 --execution-timeout 86400"
 SHOW = "|| (grep -v IPKernelApp {log} | tail -n 20 >&2; exit 1)"  # the error, when there is one
 write_plan(PLAN, FILES)
 
 
-def metrics_of(runs):
-    return sorted({f"{RUNS}/{run}/metrics.json" for run in runs})
+def done(runs):
+    return sorted({f"{FILES}/{JOBS[run]}.done" for run in runs})
 
 
 wildcard_constraints:
-    run="[0-9a-f]{12}",
+    job="[0-9a-f]{12}",
 
 
 localrules:
@@ -32,22 +35,22 @@ rule all:
         expand(f"{FILES}/{{result}}.drawn", result=PLAN["results"]),
 
 
-# The library makes the run's folder complete or not at all, so the metrics file stands for the folder.
-# A run waits for those that it builds on: a fine-tuning for its pre-training.
+# Folders of runs are the library's own: complete or not at all, and none of Snakemake's outputs, which it deletes when
+# a job fails. A job waits for those that its runs build on: a fine-tuning for its pre-training.
 rule train:
     input:
-        lambda w: metrics_of(PLAN["needs"][w.run]),
+        lambda w: done(n for run in PLAN["jobs"][w.job] for n in PLAN["needs"][run]),
         data=[] if DATA != "phantoms" else ancient(f"{FILES}/phantoms.done"),
     output:
-        f"{RUNS}/{{run}}/metrics.json",
+        touch(f"{FILES}/{{job}}.done"),
     log:
-        f"{FILES}/{{run}}.log",
+        f"{FILES}/{{job}}.log",
     params:
-        notebook=lambda w: PLAN["notebook"][w.run],
+        notebook=lambda w: PLAN["notebook"][w.job],
     threads: 1
     shell:
-        "OMP_NUM_THREADS={threads} " + PAPERMILL + f" nbs/experiments/{{params.notebook}}.ipynb {FILES}/{{wildcards.run}}.ipynb -f {FILES}/{{wildcards.run}}.json"
-        + " > {log} 2>&1 " + SHOW + f" && python -c \"from mlds.plan import progress; print(progress('{FILES}', '{{wildcards.run}}'), flush=True)\""
+        "OMP_NUM_THREADS={threads} " + PAPERMILL + f" nbs/experiments/{{params.notebook}}.ipynb {FILES}/{{wildcards.job}}.ipynb -f {FILES}/{{wildcards.job}}.json"
+        + " > {log} 2>&1 " + SHOW + f" && python -c \"from mlds.plan import progress; print(progress('{FILES}', '{{wildcards.job}}'), flush=True)\""
 
 
 rule phantoms:
@@ -60,7 +63,7 @@ rule phantoms:
 # Tables and figures are committed, so that one that is there need not be of these runs: the touched file says so.
 rule draw:
     input:
-        lambda w: metrics_of(cell["run"] for cell in PLAN[w.result]),
+        lambda w: done(cell["run"] for cell in PLAN[w.result]),
         notebook="nbs/experiments/{result}.ipynb",
     output:
         f"{FIGURES}/{PLAN['name']}/{{result}}.md",

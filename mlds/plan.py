@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['TRAIN', 'CHEST', 'FITTED', 'NETWORK', 'EXPLAINED', 'SOURCE', 'SCHEMAS', 'PAPER1', 'PAPER2', 'CHEST_NAMES', 'ARMS',
            'LOWER_NAMES', 'INITS', 'JOINT', 'SECONDS', 'parse_size', 'read_profile', 'read_chest_profile',
-           'chest_folders', 'find_data', 'data_manifest', 'identity', 'table_cells', 'make_plan', 'plan_name', 'cost',
-           'write_plan', 'progress', 'describe', 'begin', 'results', 'end', 'collect', 'main']
+           'chest_folders', 'find_data', 'data_manifest', 'identity', 'seed_runs', 'table_cells', 'seed_jobs',
+           'make_plan', 'plan_name', 'cost', 'write_plan', 'progress', 'describe', 'begin', 'results', 'end', 'collect',
+           'main']
 
-# %% ../nbs/24_plan.ipynb #e8b14e0a
+# %% ../nbs/24_plan.ipynb #a8a3bc2e
 import json
 import shutil
 import sys
@@ -18,9 +19,9 @@ from inspect import signature
 from pathlib import Path
 from time import time
 
-from .runs import Param, atomic_file, check_parameters, folder_manifest, run_id, time_left
+from .runs import Param, Run, atomic_file, check_parameters, folder_manifest, run_id, time_left
 
-# %% ../nbs/24_plan.ipynb #fe590118
+# %% ../nbs/24_plan.ipynb #f630b100
 TRAIN = dict(
     profile=Param('smoke', "name of the profile, for the record"),
     data=Param('phantoms', "'phantoms', or a dataset folder"),
@@ -38,6 +39,7 @@ TRAIN = dict(
     teacher=Param('none', "who makes pseudo-labels", choices=('none', 'self', 'ema')),
     lower=Param('mlds-sigmoid', "supervision of the lower layers", choices=('none', 'nearest', 'upsample', 'mlds-softmax', 'mlds-sigmoid')),
     seed=Param(0, "seed of masks, weights and batches", low=0),
+    seeds=Param('', "seeds to do this with, spaces between, a run for each; `seed` alone if empty; not part of a run's name"),
     iterations=Param(12, "optimizer steps", low=1),
     epochs=Param(2, "parts that they are divided into, each validated and saved", low=1),
     bs=Param(2, "masked images in a batch; as many others join them", low=1),
@@ -57,7 +59,7 @@ TRAIN = dict(
     runs=Param('runs', "folder of the runs; not part of a run's name"),
 )
 
-# %% ../nbs/24_plan.ipynb #f2952ba1
+# %% ../nbs/24_plan.ipynb #c85ee224
 CHEST = dict(
     profile=Param('smoke', "name of the profile, for the record"),
     data=Param('phantoms', "'phantoms', or a folder with chest X-rays, see `chest_folders`"),
@@ -66,6 +68,7 @@ CHEST = dict(
     masked=Param(40, "phantoms with masks, of anatomy and of infection each", low=12),
     data_seed=Param(0, "seed of phantoms and splits", low=0),
     seed=Param(0, "seed of weights, batches and of the choice of masks", low=0),
+    seeds=Param('', "seeds to do this with, spaces between, a run for each; `seed` alone if empty; not part of a run's name"),
     runs=Param('runs', "folder of the runs; not part of a run's name"),
 )
 FITTED = dict(
@@ -189,7 +192,7 @@ def read_profile(file:str|Path, # settings.ini
 # %% ../nbs/24_plan.ipynb #f9fdc695
 PAPER2 = ('table3', 'table4', 'table5', 'table6', 'figure7', 'figure8')
 
-# %% ../nbs/24_plan.ipynb #2fbfbaa8
+# %% ../nbs/24_plan.ipynb #10c1f852
 def read_chest_profile(file:str|Path, # settings.ini
                        profile:str, # a section of it
                        data:str='phantoms' # 'phantoms' or a folder with chest X-rays
@@ -201,6 +204,7 @@ def read_chest_profile(file:str|Path, # settings.ini
     if odd := [k for k in common if not any(k in s for n, s in SCHEMAS.items() if n != 'train')]: check_parameters({odd[0]: 0}, CHEST | FITTED | NETWORK)
     for name in [n for n in SCHEMAS if n != 'train']:
         given = {k: v for k, v in common.items() if k in SCHEMAS[name]} | _section(file, profile, name, data)
+        if 'seeds' in given: raise ValueError(f"seeds stand in [{profile} chest], not in [{profile} {name}]")
         out[name] = check_parameters({**given, 'profile': profile, 'data': str(data)}, SCHEMAS[name])
     parse_size(out['classify']['size'])
     return out
@@ -247,13 +251,23 @@ def _recipe(params):
     from mlds.chest import CHEST_VERSION
     return dict(chest=CHEST_VERSION)
 
-# %% ../nbs/24_plan.ipynb #2a52bbea
+# %% ../nbs/24_plan.ipynb #5fc36ddd
 def identity(params:dict, # checked parameters
              notebook:str='train' # the run's notebook, a key of `SCHEMAS`
 ) -> dict: # those that a run's name depends on
-    "Parameters without the places where data and runs lie."
+    "Parameters without the places where data and runs lie, and without the other seeds."
     named = {} if notebook == 'train' else {'notebook': notebook}
-    return {k: v for k, v in params.items() if k != 'runs'} | {'data': Path(params['data']).name} | named
+    return {k: v for k, v in params.items() if k not in ('runs', 'seeds')} | {'data': Path(params['data']).name} | named
+
+# %% ../nbs/24_plan.ipynb #3a20602a
+def seed_runs(params:dict, # checked parameters
+              notebook:str='train' # a key of `SCHEMAS`
+) -> list[tuple[Run, dict]]: # for each seed, the run and its parameters
+    "A run for each of the seeds."
+    words, manifest = params['seeds'].split() or [str(params['seed'])], data_manifest(params)
+    if not all(w.isdigit() for w in words): raise ValueError(f"parameter 'seeds' is {params['seeds']!r}: write whole numbers with spaces between, as in 0 1 2")
+    each = [params | dict(seed=int(w), seeds='') for w in words]
+    return [(Run(p['runs'], identity(p, notebook), manifest), p) for p in each]
 
 # %% ../nbs/24_plan.ipynb #ffdc318a
 ARMS = {'masks alone': dict(kind='none', teacher='none'),
@@ -318,7 +332,7 @@ def _finetuning(plan, chest, manifest, member, labels):
             cells.append(dict(row=f"{INITS[init]}{' + adapters' if tuning == 'adapters' else ''}", column='', seed=s, run=run))
     return cells
 
-# %% ../nbs/24_plan.ipynb #5cab430e
+# %% ../nbs/24_plan.ipynb #6035cca9
 def _joint(plan, chest, manifest, member, labels):
     "The rows of Table 6, for every seed."
     def run(kind, s):
@@ -346,12 +360,20 @@ def _needed(plan, results):
         todo += [n for n in plan['needs'][i] if n not in found]
     return found
 
-# %% ../nbs/24_plan.ipynb #1c30334d
+# %% ../nbs/24_plan.ipynb #7f01bb13
+def seed_jobs(plan:dict # 'runs' and 'notebook', by name
+) -> dict[str, list[str]]: # names of runs, by that of the first
+    "Runs that one process does."
+    alike = {}
+    for i, p in plan['runs'].items(): alike.setdefault((plan['notebook'][i], *({**p, 'seed': None}).items()), []).append(i)
+    return {runs[0]: runs for runs in alike.values()}
+
+# %% ../nbs/24_plan.ipynb #31c43d64
 def make_plan(file:str|Path, # settings.ini
               profile:str='quick', # a section of it
               data:str='phantoms', # see `find_data`
               runs:str|Path='runs' # folder of the runs
-) -> dict: # 'runs', 'notebook', 'needs': by name; 'results', and each of them: list of row, column, seed, run
+) -> dict: # 'runs', 'notebook', 'needs': by name; 'jobs'; 'results', and each of them: list of row, column, seed, run
     "Every run that a profile's tables and figures need."
     data = find_data(file, data)
     oct_, chest_ = [data == 'phantoms' or (Path(data)/'labels.csv').is_file() == b for b in (True, False)]
@@ -364,7 +386,8 @@ def make_plan(file:str|Path, # settings.ini
         for n in set(SCHEMAS) & set(chest): chest[n]['runs'] = str(runs)
         _plan_paper2(plan, chest); plan['results'] += chest['results']
     needed = _needed(plan, plan['results'])
-    return plan | {k: {i: v for i, v in plan[k].items() if i in needed} for k in ('runs', 'notebook', 'needs')}
+    plan |= {k: {i: v for i, v in plan[k].items() if i in needed} for k in ('runs', 'notebook', 'needs')}
+    return plan | dict(jobs=seed_jobs(plan))
 
 # %% ../nbs/24_plan.ipynb #0213b9d3
 def plan_name(profile:str, # a section of settings.ini
@@ -385,35 +408,40 @@ def cost(params:dict, # a run's parameters
     others = params.get('kind', 'none') != 'none'
     return 10 + params['iterations'] * SECONDS[notebook] * (1 + others + .4*(params.get('teacher', 'none') != 'none'))
 
-# %% ../nbs/24_plan.ipynb #b1be77a4
-def write_plan(plan:dict, # from `make_plan`
-               folder:str|Path # where the runs' parameter files go
-) -> None:
-    "Write each run's parameters as NAME.json, and the plan with the time of its start as plan.json."
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    todo = [i for i, p in plan['runs'].items() if not (Path(p['runs'])/i/'metrics.json').exists()]
-    files = {f'{i}.json': p for i, p in plan['runs'].items()} | {'plan.json': dict(plan, todo=todo, started=time())}
-    for name, content in files.items():
-        with atomic_file(folder/name) as f: f.write(json.dumps(content).encode())
+# %% ../nbs/24_plan.ipynb #5831d85a
+def _finished(plan, run): return (Path(plan['runs'][run]['runs'])/run/'metrics.json').exists()
 
-# %% ../nbs/24_plan.ipynb #2819cf03
+def write_plan(plan:dict, # from `make_plan`
+               folder:str|Path # where the jobs' parameter files go
+) -> None:
+    "Write each job's parameters as JOB.json, the plan with the time of its start as plan.json; JOB.done is there if all its runs are finished."
+    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
+    todo = [i for i in plan['runs'] if not _finished(plan, i)]
+    files = {f'{j}.json': plan['runs'][j] | dict(seeds=' '.join(str(plan['runs'][i]['seed']) for i in runs)) for j, runs in plan['jobs'].items()}
+    for name, content in (files | {'plan.json': dict(plan, todo=todo, started=time())}).items():
+        with atomic_file(folder/name) as f: f.write(json.dumps(content).encode())
+    for j, runs in plan['jobs'].items():
+        if set(runs) & set(todo): (folder/f'{j}.done').unlink(missing_ok=True)
+        elif not (folder/f'{j}.done').exists(): (folder/f'{j}.done').touch()
+
+# %% ../nbs/24_plan.ipynb #b90e5779
 def progress(folder:str|Path, # folder of `write_plan`
-             run:str|None=None # the run that just ended
+             job:str|None=None # the job that just ended
 ) -> str: # one line
-    "Which run of how many is done and about how long the rest takes."
+    "How many runs of how many are done and about how long the rest takes."
     plan = json.loads((Path(folder)/'plan.json').read_text())
-    here = [i for i in plan['todo'] if (Path(plan['runs'][i]['runs'])/i/'metrics.json').exists()]
+    here = [i for i in plan['todo'] if _finished(plan, i)]
     done, total = [sum(cost(plan['runs'][i], plan['notebook'][i]) for i in ids) for ids in (here, plan['todo'])]
     before = len(plan['runs']) - len(plan['todo'])
-    what = describe(plan['runs'][run], plan['notebook'][run]) + ': ' if run else ''
+    what = describe(json.loads((Path(folder)/f'{job}.json').read_text()), plan['notebook'][job]) + ': ' if job else ''
     return f"[{before+len(here)}/{len(plan['runs'])}] {what}{time_left(done, total, time()-plan['started'])}"
 
-# %% ../nbs/24_plan.ipynb #78158595
-def describe(params:dict, # a run's parameters
+# %% ../nbs/24_plan.ipynb #b40de475
+def describe(params:dict, # a run's or a job's parameters
              notebook:str='train' # a key of `SCHEMAS`
 ) -> str: # e.g. '12 masks + boxes, EMA, MLDS, sigmoid, seed 0'
     "A run in a few words."
-    p, seed = params, f"seed {params['seed']}"
+    p, seed = params, f"seed {params['seeds'] or params['seed']}"
     if notebook == 'classify': return f"classifier {p['arch']}, {seed}"
     if notebook == 'pretrain': return f"pre-training on explanations, {seed}"
     if notebook == 'finetune': return f"fine-tuning, {INITS[p['init']]}, {p['tuning']}, {seed}"

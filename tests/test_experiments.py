@@ -98,6 +98,17 @@ def test_a_cell_of_the_phantoms(tmp_path):
     counts = pd.read_csv(run/'per_image.csv').drop(columns=['id', 'group']).to_numpy()
     assert (counts >= 0).all() and (counts[:, 0] > 0).all()
 
+def scores(folder): return {p.parent.name: json.loads(p.read_text()) | dict(seconds=0) for p in folder.glob('*/metrics.json')}
+
+def test_seeds_in_one_process_are_those_alone(tmp_path):
+    "A run does not depend on what its process did before."
+    for part, given in (('both', dict(seeds='0 1')), ('alone', dict(seed=1))):
+        done = papermill('train', tmp_path, runs=tmp_path/part, kind='boxes', teacher='ema', iterations=8, **given)
+        assert done.returncode == 0, done.stderr
+    both, alone = scores(tmp_path/'both'), scores(tmp_path/'alone')
+    assert len(both) == 2 and len(alone) == 1
+    assert alone.items() <= both.items()
+
 def test_a_cell_of_a_folder(tmp_path):
     "Images of another size than the training's, classes and splits of the folder's own; the scores are those of the full-sized masks."
     data = save_phantoms(tmp_path/'mine', 6, 3, (48, 64))
@@ -115,6 +126,7 @@ def test_a_cell_of_a_folder(tmp_path):
 @pytest.mark.parametrize('name, value, words', [
     ('mask', 3, "unknown parameter 'mask'. Did you mean 'masks'"),
     ('teacher', 'emma', "'teacher'"),
+    ('seeds', '0, 1', "write whole numbers with spaces between"),
     ('size', '64x', "write HEIGHTxWIDTH")])
 def test_a_parameter_that_is_refused(tmp_path, name, value, words):
     done = papermill('train', tmp_path, runs=tmp_path/'runs', **{name: value})
@@ -122,13 +134,13 @@ def test_a_parameter_that_is_refused(tmp_path, name, value, words):
     assert not list(tmp_path.glob('runs/*/metrics.json'))
 
 
-@pytest.mark.parametrize('profile', ['smoke', 'quick', 'full'])
-def test_what_a_profile_would_do(checkout, tmp_path, profile):
+@pytest.mark.parametrize('profile, apart', [('smoke', ''), ('quick', ''), ('quick', 'true'), ('full', '')])
+def test_what_a_profile_would_do(checkout, tmp_path, profile, apart):
     runs, figures = tmp_path/'runs', tmp_path/'figures'
-    done = call('snakemake', '--dry-run', '--nolock', '--cores', 1, '--config', f'profile={profile}', f'runs={runs}', f'figures={figures}', cwd=checkout)
+    done = call('snakemake', '--dry-run', '--nolock', '--cores', 1, '--config', f'profile={profile}', f'runs={runs}', f'figures={figures}', f'apart={apart}', cwd=checkout)
     assert done.returncode == 0, done.stderr
     jobs = dict(re.findall(r'^(\w+) +(\d+)$', done.stdout + done.stderr, flags=re.M))
-    n = len(make_plan(ROOT/'settings.ini', profile)['runs'])
+    n = len(make_plan(ROOT/'settings.ini', profile)['runs' if apart else 'jobs'])
     assert jobs == {'all': '1', 'draw': '10', 'phantoms': '1', 'train': str(n), 'total': str(n+12)}
 
 @pytest.mark.parametrize('args, words', [(['PROFILE=fast'], "profile 'fast' is unknown"), (['DATA=nowhere'], 'nowhere/labels.csv does not exist')])

@@ -1,6 +1,7 @@
 # What a profile's tables and figures need, and how to make it. `make reproduce` calls this file;
 #   snakemake --cores 2 --config profile=quick data=phantoms
-# runs it by hand, and an executor plugin (--executor slurm ...) sends the trainings to a cluster.
+# runs it by hand, and an executor plugin (--executor slurm ...) sends the trainings to a cluster, with
+# apart=true among the settings as many at a time as there are runs.
 import sys
 sys.path.insert(0, workflow.basedir)  # the library of this checkout
 
@@ -9,7 +10,7 @@ from mlds.plan import make_plan, write_plan
 PROFILE, DATA = config.get("profile", "quick"), str(config.get("data", "phantoms"))
 RUNS, FIGURES = config.get("runs", "runs"), config.get("figures", "figures")
 PLAN = make_plan("settings.ini", PROFILE, DATA, RUNS)
-if config.get("apart"):  # a process for each run, for a cluster; otherwise one does all seeds
+if config.get("apart"):  # a process for each run; otherwise one does all seeds, which saves their start
     PLAN["jobs"] = {run: [run] for run in PLAN["runs"]}
 JOBS = {run: job for job, runs in PLAN["jobs"].items() for run in runs}
 FILES = f"{RUNS}/plans/{PLAN['name']}"  # parameters of each job, executed notebooks

@@ -87,9 +87,9 @@ def hold_frozen(module:nn.Module, # a network
                 *_ # inputs, as hooks get them
 ) -> None:
     "Forward pre-hook: modules whose parameters are all frozen stay in evaluation mode."
-    trained = [p.requires_grad for p in module.parameters()] if module.training else []
-    if trained and not any(trained): module.eval()
-    elif trained:
+    trained = {p.requires_grad for p in module.parameters()} if module.training else set()
+    if trained == {False}: module.eval()
+    elif False in trained:
         for child in module.children(): hold_frozen(child)
 
 # %% ../nbs/29_transfer.ipynb #dbbdd0fe

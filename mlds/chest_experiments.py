@@ -29,12 +29,12 @@ from .chest import save_chest_phantoms
 from .chest_datasets import read_chest_folder, read_chexpert, read_covid, read_jsrt_png, read_kermany, read_qata
 from .classifiers import LabelDataset, auroc_table, classify, load_classifier, save_classifier, train_committee
 from .classsets import class_sets, pack, resize, to_labels
-from .dataloaders import mixed_dataloaders, resize_image
-from .datasets import check_splits, mask_order, read_image, split_groups, standardize
+from .dataloaders import mixed_dataloaders
+from .datasets import check_splits, mask_order, read_image, split_groups
 from .doll import (DollStore, Explanation, Recipe, boost, claims, consensus, label_maps, localisation_table, make_doll, normalize_maps,
                        pointing_hits, project_hours, select_classes, to_class_sets)
 from .experiments import arithmetic, device_name, evaluate, fit, history_of, phantom_folder, record, save_arrays, save_examples
-from .learner import predict, semi_weak_learner
+from .learner import predict_image_sets, semi_weak_learner
 from .metrics import ForegroundIoU, bootstrap_interval, foreground_dice, foreground_iou, overlap_counts, score_table
 from .plan import chest_folders, parse_size
 from .plots import read_tables
@@ -360,10 +360,8 @@ def test_counts(model:nn.Module, # returns a `Prediction`
     "Overlaps of predicted and true classes in every image, at its own size."
     counts = []
     for row in rows.itertuples():
-        pixels = read_image(row.image)
-        sets = row.annotation.class_sets(pixels.shape, len(classes))[None]
-        probs = predict(model, torch.from_numpy(standardize(resize_image(pixels, size)))[None, None], multilabel=True).cpu()
-        found = pack(nn.functional.interpolate(probs, pixels.shape, mode='bilinear') > .5)
+        found = predict_image_sets(model, row.image, size)[None]
+        sets = row.annotation.class_sets(found.shape[1:], len(classes))[None]
         counts.append(overlap_counts(found, sets.certain, len(classes), known=sets.known))
     return torch.cat(counts)
 

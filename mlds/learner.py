@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEACHERS', 'fused_adamw', 'teaching_callbacks', 'semi_weak_learner', 'best_model', 'predict', 'predict_image',
-           'predict_rows']
+           'predict_image_sets', 'predict_rows']
 
 # %% ../nbs/09_learner.ipynb #c3f84503
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from fastai.data.core import DataLoaders
 from fastai.callback.progress import ProgressCallback  # gives Learner no_bar
 from fastai.callback.schedule import Learner  # with fit_one_cycle
 from fastai.optimizer import OptimWrapper
-from .classsets import ClassSets
+from .classsets import ClassSets, pack
 from .datasets import read_image, standardize
 from .dataloaders import ClassSetDataset, resize_image
 from .pseudolabels import Perturb, PseudoLabels
@@ -85,14 +85,25 @@ def predict(model:nn.Module, # returns a `Prediction`
     return (p + probs(model(x.flip(-1))[0].float()).flip(-1)) / 2 if flip else p
 
 # %% ../nbs/09_learner.ipynb #ae10a7c1
+def _image_probs(model, image, size, multilabel=False):
+    "Probabilities (1, C, H, W) at the image's own size."
+    pixels = read_image(image)
+    p = predict(model, torch.from_numpy(standardize(resize_image(pixels, size)))[None, None], multilabel=multilabel)
+    return nn.functional.interpolate(p, pixels.shape, mode='bilinear').cpu()
+
 def predict_image(model:nn.Module, # returns a `Prediction`
                   image, # grey image (H, W) or its file
                   size:Sequence[int]|None=None # (H, W) the network was trained at; the image's own if not given
 ) -> np.ndarray: # uint8 (H, W), class ids at the image's own size
     "Segment one image, as read from a file."
-    pixels = read_image(image)
-    p = predict(model, torch.from_numpy(standardize(resize_image(pixels, size)))[None, None])
-    return nn.functional.interpolate(p, pixels.shape, mode='bilinear').argmax(1)[0].byte().cpu().numpy()
+    return _image_probs(model, image, size).argmax(1)[0].byte().numpy()
+
+def predict_image_sets(model:nn.Module, # returns a `Prediction`; trained with several classes at a pixel
+                       image, # grey image (H, W) or its file
+                       size:Sequence[int]|None=None # (H, W) the network was trained at; the image's own if not given
+) -> Tensor: # int64 (H, W), class sets at the image's own size: bit c where class c is more likely than not
+    "Segment one image into overlapping structures, as read from a file."
+    return pack(_image_probs(model, image, size, multilabel=True) > .5)[0]
 
 # %% ../nbs/09_learner.ipynb #5d62db52
 def predict_rows(model:nn.Module, # returns a `Prediction`

@@ -579,6 +579,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'mlds.plots.read_runs': ('plots.html#read_runs', 'mlds/plots.py'),
                             'mlds.plots.read_tables': ('plots.html#read_tables', 'mlds/plots.py'),
                             'mlds.plots.save_result': ('plots.html#save_result', 'mlds/plots.py'),
+                            'mlds.plots.share_figure': ('plots.html#share_figure', 'mlds/plots.py'),
                             'mlds.plots.wide_table': ('plots.html#wide_table', 'mlds/plots.py')},
             'mlds.pseudolabels': { 'mlds.pseudolabels.Perturb': ('pseudolabels.html#perturb', 'mlds/pseudolabels.py'),
                                    'mlds.pseudolabels.Perturb.__init__': ('pseudolabels.html#perturb.__init__', 'mlds/pseudolabels.py'),

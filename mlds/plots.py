@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_runs', 'long_table', 'wide_table', 'against', 'plot_table', 'footer', 'describe_data', 'save_result',
            'provenance', 'example_grid', 'level_state', 'method_figure', 'read_tables', 'interval_text',
-           'interval_figure', 'gallery', 'curve_figure', 'first_reaching', 'chest_footer']
+           'interval_figure', 'gallery', 'share_figure', 'curve_figure', 'first_reaching', 'chest_footer']
 
 # %% ../nbs/23_plots.ipynb #aa13f0c1
 import json
@@ -64,8 +64,7 @@ def against(table:pd.DataFrame, # from `long_table`
 # %% ../nbs/23_plots.ipynb #c1445519
 def plot_table(table:pd.DataFrame, # from `long_table`
                title:str='', # of the figure
-               label:str='mean IoU', # of the axis
-               columns:str='masks' # what the columns are
+               label:str='mean IoU' # of the axis
 ) -> Figure: # dots: runs; strokes: means
     "The table as a picture: every run a dot, every mean a stroke."
     fig, ax = plt.subplots(figsize=(8, .55*table.row.nunique() + 1.2), dpi=80, layout='constrained')
@@ -74,7 +73,7 @@ def plot_table(table:pd.DataFrame, # from `long_table`
     sns.stripplot(table, y='row', x='value', hue='column', dodge=True, palette=colours, size=4, alpha=.6, legend=False, ax=ax)
     sns.pointplot(table, y='row', x='value', hue='column', errorbar=None, dodge=.8 - .8/n if n > 1 else False, linestyle='none', marker='|', markersize=14, markeredgewidth=3, palette=colours, ax=ax)
     ax.set(ylabel='', xlabel=label, title=title, xlim=(max(0, table.value.min()-.1), min(1, table.value.max()+.05)))
-    ax.legend(title=columns, loc='center left', bbox_to_anchor=(1, .5), frameon=False)
+    ax.legend(title='masks', loc='center left', bbox_to_anchor=(1, .5), frameon=False)
     sns.despine(fig)
     return fig
 
@@ -237,15 +236,30 @@ def _heat(ax, m):
     top = np.quantile(np.abs(m), .995) or 1.
     ax.imshow(m, cmap='bwr', vmin=-top, vmax=top, alpha=np.clip(np.abs(m)/top, 0, 1)*.8)
 
+# %% ../nbs/23_plots.ipynb #b5c6d7e8
+def share_figure(table:pd.DataFrame, # row, column, fraction of the masks, value; seeds as further lines
+                 label:str='Dice' # of the axes
+) -> Figure: # one panel for each column
+    "Means over seeds, and their range, by share of the masks: a colour for each start, squares where adapters were trained."
+    rows = table.row.unique()
+    names = list(dict.fromkeys(r.removesuffix(' + adapters') for r in rows))
+    colours = [sns.color_palette('deep')[names.index(r.removesuffix(' + adapters'))] for r in rows]
+    grid = sns.catplot(table.assign(share=[f'{f:.0%}' for f in table.fraction]), kind='point', x='share', y='value', hue='row', col='column', col_wrap=2,
+                       order=[f'{f:.0%}' for f in sorted(table.fraction.unique())], palette=colours, markers=['s' if r.endswith('adapters') else 'o' for r in rows],
+                       dodge=.6, linestyle='none', errorbar=('pi', 100), err_kws=dict(linewidth=1.5), markersize=5, sharey=False, height=2.6, aspect=1.5)
+    grid.set_titles('{col_name}').set_axis_labels('masks', label).legend.set_title('')
+    grid.figure.set_dpi(80)
+    return grid.figure
+
 # %% ../nbs/23_plots.ipynb #fd825c4c
 def curve_figure(table:pd.DataFrame, # row, task, iteration, value; seeds as further lines
                  label:str='Dice' # of the axis
 ) -> Figure: # one panel for each task
-    "Mean and 95 % interval over seeds of a score while training, for each row."
+    "Mean and range over seeds of a score while training, for each row."
     tasks = table.task.unique()
     fig, axs = plt.subplots(1, len(tasks), figsize=(4.2*len(tasks), 3.2), dpi=80, squeeze=False, layout='constrained')
     for ax, task in zip(axs[0], tasks):
-        sns.lineplot(table[table.task == task], x='iteration', y='value', hue='row', errorbar=('ci', 95), ax=ax, legend=ax is axs[0, -1])
+        sns.lineplot(table[table.task == task], x='iteration', y='value', hue='row', errorbar=('pi', 100), ax=ax, legend=ax is axs[0, -1])
         ax.set(title=task, ylabel=label)
     axs[0, -1].legend(loc='center left', bbox_to_anchor=(1, .5), frameon=False, fontsize=8); sns.despine(fig)
     return fig

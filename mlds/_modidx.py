@@ -548,6 +548,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'mlds.plan.identity': ('plan.html#identity', 'mlds/plan.py'),
                            'mlds.plan.main': ('plan.html#main', 'mlds/plan.py'),
                            'mlds.plan.make_plan': ('plan.html#make_plan', 'mlds/plan.py'),
+                           'mlds.plan.mark_done': ('plan.html#mark_done', 'mlds/plan.py'),
                            'mlds.plan.parse_size': ('plan.html#parse_size', 'mlds/plan.py'),
                            'mlds.plan.plan_name': ('plan.html#plan_name', 'mlds/plan.py'),
                            'mlds.plan.progress': ('plan.html#progress', 'mlds/plan.py'),

@@ -6,8 +6,8 @@
 __all__ = ['TRAIN', 'CHEST', 'FITTED', 'NETWORK', 'EXPLAINED', 'SOURCE', 'SCHEMAS', 'PAPER1', 'PAPER2', 'CHEST_NAMES', 'ARMS',
            'LOWER_NAMES', 'INITS', 'JOINT', 'SECONDS', 'parse_size', 'read_profile', 'read_chest_profile',
            'chest_folders', 'find_data', 'data_manifest', 'identity', 'seed_runs', 'table_cells', 'seed_jobs',
-           'make_plan', 'plan_name', 'cost', 'write_plan', 'progress', 'describe', 'begin', 'results', 'end', 'collect',
-           'main']
+           'make_plan', 'plan_name', 'cost', 'write_plan', 'mark_done', 'progress', 'describe', 'begin', 'results',
+           'end', 'collect', 'main']
 
 # %% ../nbs/24_plan.ipynb #a8a3bc2e
 import json
@@ -414,15 +414,24 @@ def _finished(plan, run): return (Path(plan['runs'][run]['runs'])/run/'metrics.j
 def write_plan(plan:dict, # from `make_plan`
                folder:str|Path # where the jobs' parameter files go
 ) -> None:
-    "Write each job's parameters as JOB.json, the plan with the time of its start as plan.json; JOB.done is there if all its runs are finished."
+    "Write each job's parameters as JOB.json, the plan with the time of its start as plan.json; then mark what is done."
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     todo = [i for i in plan['runs'] if not _finished(plan, i)]
     files = {f'{j}.json': plan['runs'][j] | dict(seeds=' '.join(str(plan['runs'][i]['seed']) for i in runs)) for j, runs in plan['jobs'].items()}
     for name, content in (files | {'plan.json': dict(plan, todo=todo, started=time())}).items():
         with atomic_file(folder/name) as f: f.write(json.dumps(content).encode())
+    mark_done(plan, folder, set(todo))
+
+def mark_done(plan:dict, # from `make_plan`
+              folder:Path, # where the marks are
+              todo:set[str] # names of unfinished runs
+) -> None:
+    "JOB.done is there if all of a job's runs are finished, RESULT.drawn at most if those that it shows are."
     for j, runs in plan['jobs'].items():
-        if set(runs) & set(todo): (folder/f'{j}.done').unlink(missing_ok=True)
+        if todo & set(runs): (folder/f'{j}.done').unlink(missing_ok=True)
         elif not (folder/f'{j}.done').exists(): (folder/f'{j}.done').touch()
+    for r in plan['results']:
+        if todo & {c['run'] for c in plan[r]}: (folder/f'{r}.drawn').unlink(missing_ok=True)
 
 # %% ../nbs/24_plan.ipynb #b90e5779
 def progress(folder:str|Path, # folder of `write_plan`

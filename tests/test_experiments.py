@@ -1,5 +1,5 @@
 "Every experiment notebook at smoke size, run as a user runs it: through make, Snakemake and papermill, in a copy of the checkout."
-import json, re
+import json, re, shutil
 
 import numpy as np
 import pandas as pd
@@ -76,6 +76,14 @@ def test_finished_runs_stay_as_they_are(smoke):
     said = make('reproduce', 'PROFILE=smoke', 'CORES=2', cwd=copy)
     assert f'{len(plan_of(copy)["runs"])} of them finished' in said.splitlines()[0]
     assert times() == before
+
+def test_a_removed_run_is_done_again(smoke):
+    copy, _ = smoke
+    file = copy/'runs'/plan_of(copy)['table2'][1]['run']/'per_image.csv'
+    before = drawn(copy/'figures/smoke'), file.read_text()
+    shutil.rmtree(file.parent)
+    make('reproduce', 'PROFILE=smoke', 'CORES=2', cwd=copy)
+    assert (drawn(copy/'figures/smoke'), file.read_text()) == before
 
 def test_redrawn_from_what_is_committed(smoke):
     copy, _ = smoke

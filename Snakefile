@@ -5,7 +5,7 @@
 import sys
 sys.path.insert(0, workflow.basedir)  # the library of this checkout
 
-from mlds.plan import make_plan, write_plan
+from mlds.study.plan import make_plan, write_plan
 
 PROFILE, DATA = config.get("profile", "quick"), str(config.get("data", "phantoms"))
 RUNS, FIGURES = config.get("runs", "runs"), config.get("figures", "figures")
@@ -51,14 +51,14 @@ rule train:
     threads: 1
     shell:
         "OMP_NUM_THREADS={threads} " + PAPERMILL + f" nbs/experiments/{{params.notebook}}.ipynb {FILES}/{{wildcards.job}}.ipynb -f {FILES}/{{wildcards.job}}.json"
-        + " > {log} 2>&1 " + SHOW + f" && python -c \"from mlds.plan import progress; print(progress('{FILES}', '{{wildcards.job}}'), flush=True)\""
+        + " > {log} 2>&1 " + SHOW + f" && python -c \"from mlds.study.plan import progress; print(progress('{FILES}', '{{wildcards.job}}'), flush=True)\""
 
 
 rule phantoms:
     output:
         touch(f"{FILES}/phantoms.done"),
     shell:
-        f"python -c \"from mlds.chest_experiments import draw_phantoms; draw_phantoms('{FILES}/plan.json')\""
+        f"python -c \"from mlds.study.chest_experiments import draw_phantoms; draw_phantoms('{FILES}/plan.json')\""
 
 
 # Tables and figures are committed, so that one that is there need not be of these runs: the touched file says so.

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from mlds.annotations import KINDS, Boxes, Mask, PartialMask, Tags, boxes_of, weaken
+from mlds.annotations import KINDS, Boxes, Mask, PartialMask, ImageLabels, boxes_of, weaken
 from mlds.classsets import MAX_CLASSES, ClassSets, class_sets, encode, from_labels, pyramid, unpack
 from mlds.pseudolabels import narrow
 
@@ -161,7 +161,7 @@ def test_a_higher_threshold_leaves_more_open(seed, c, a, b):
 
 def test_no_probability_left_for_what_is_possible():
     "The network rules out all that the annotation allows: the annotation wins, nothing is decided."
-    sets = Tags([1]).class_sets((2, 2), 3)[None]
+    sets = ImageLabels([1]).class_sets((2, 2), 3)[None]
     probs = torch.zeros(1, 3, 2, 2)
     probs[:, 2] = 1
     assert torch.equal(narrow(ClassSets(sets), probs).as_subclass(Tensor), sets.as_subclass(Tensor))
@@ -179,6 +179,6 @@ def test_a_mask_of_class_sets_with_unknown_classes(bits):
 
 @pytest.mark.parametrize('make', [lambda: Boxes([(1, 0, 0, 9, 9)]), lambda: Boxes([(3, 0, 0, 2, 2)]), lambda: Boxes([(1, 2, 0, 1, 2)]),
                                   lambda: Boxes([(1, 0, 0, float('nan'), 2)]), lambda: Boxes([(0, 0, 0, 2, 2)]), lambda: Boxes([(1, -1, 0, 2, 2)]),
-                                  lambda: Tags([0]), lambda: Tags([3]), lambda: Mask(torch.zeros(3, 4).numpy())])
+                                  lambda: ImageLabels([0]), lambda: ImageLabels([3]), lambda: Mask(torch.zeros(3, 4).numpy())])
 def test_contradictions_are_refused(make):
     with pytest.raises(ValueError, match='box|image labels|mask is'): make().class_sets((4, 4), 3)

@@ -14,11 +14,11 @@ from PIL import Image
 
 from mlds import experiments
 from mlds.dataloaders import mixed_dataloaders
-from mlds.datasets import check_catalogue, read_folder
-from mlds.experiments import load_data, train_and_record
-from mlds.phantoms import save_phantoms
-from mlds.plan import TRAIN, data_manifest, identity, main, make_plan
-from mlds.runs import Run, check_parameters
+from mlds.catalogue import check_catalogue, read_folder
+from mlds.study.experiments import load_data, train_and_record
+from mlds.phantoms.oct import save_phantoms
+from mlds.study.plan import TRAIN, data_manifest, identity, main, make_plan
+from mlds.study.runs import Run, check_parameters
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
@@ -237,7 +237,7 @@ def test_command_line(monkeypatch, args, words):
 def test_the_program_itself(tmp_path):
     "`mlds-plan begin` as `make reproduce` calls it: one line, exit status 1."
     shutil.copy(ROOT/'settings.ini', tmp_path)
-    done = subprocess.run([sys.executable, '-c', 'from mlds.plan import main; main()', 'begin', 'fast'], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', 'from mlds.study.plan import main; main()', 'begin', 'fast'], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and not done.stdout
     assert re.fullmatch(r"error: profile 'fast' is unknown; settings.ini has smoke, quick, full, shares\n", done.stderr)
 

@@ -10,9 +10,9 @@ from PIL import Image
 
 from mlds.annotations import Unlabelled
 from mlds.dataloaders import ClassSetDataset, mixed_dataloaders
-from mlds.datasets import read_folder, split_groups, thin_out
+from mlds.catalogue import read_folder, split_groups, simulate_budget
 from mlds.learner import predict_image
-from mlds.phantoms import save_phantoms
+from mlds.phantoms.oct import save_phantoms
 from mlds.unet import Prediction
 
 torch.set_num_threads(1)
@@ -22,7 +22,7 @@ torch.set_num_threads(1)
 def eyes(tmp_path_factory):
     folder = save_phantoms(tmp_path_factory.mktemp('data')/'eyes', 8, 3, (32, 48), seed=1)
     rows, classes = read_folder(folder)
-    return thin_out(split_groups(rows, seed=0), 5, 'boxes', len(classes), seed=0), classes
+    return simulate_budget(split_groups(rows, seed=0), 5, 'boxes', len(classes), seed=0), classes
 
 
 def loaders(eyes, **kwargs): return mixed_dataloaders(*eyes, **{**dict(quota=dict(mask=2, boxes=3), iterations=4, tfms=[], seed=0), **kwargs})

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from conftest import ROOT, call, make
-from mlds.phantoms import save_phantoms
-from mlds.plan import ARMS, LOWER_NAMES, PAPER1, PAPER2, make_plan
+from mlds.phantoms.oct import save_phantoms
+from mlds.study.plan import ARMS, LOWER_NAMES, PAPER1, PAPER2, make_plan
 
 ALWAYS = {'params.json', 'manifest.json', 'metrics.json', 'environment.json'}
 KEPT = dict(train={'history.csv', 'per_image.csv', 'examples.npz', 'teaching.npz'}, joint={'history.csv', 'per_image.csv', 'examples.npz'},

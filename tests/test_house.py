@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from conftest import ROOT, call, git_files, make
-from mlds.plan import PAPER1, PAPER2, SCHEMAS, make_plan, read_chest_profile, read_profile
+from mlds.study.plan import PAPER1, PAPER2, SCHEMAS, make_plan, read_chest_profile, read_profile
 
 README = (ROOT/'README.md').read_text()
 CHAPTERS = sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlds.chest_datasets import read_covid, read_jsrt_png, read_kermany
-from mlds.datasets import check_catalogue, read_image
+from mlds.sources.chest import read_covid, read_jsrt_png, read_kermany
+from mlds.catalogue import check_catalogue, read_image
 
 DATA = Path(os.environ.get('MLDS_DATA') or Path(__file__).resolve().parents[2]/'shared'/'data')
 

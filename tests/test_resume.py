@@ -15,7 +15,7 @@ from fastcore.basics import noop
 from torch import nn
 
 from mlds.checkpoints import Checkpoint
-from mlds.runs import Run, load_runs
+from mlds.study.runs import Run, load_runs
 from mlds.teacher import MeanTeacher
 
 
@@ -109,16 +109,16 @@ def test_a_training_on_class_sets_resumes_bit_for_bit(tmp_path):
     from mlds.annotations import Mask
     from mlds.checkpoints import Checkpoint
     from mlds.dataloaders import mixed_dataloaders
-    from mlds.datasets import split_groups, thin_out
+    from mlds.catalogue import split_groups, simulate_budget
     from mlds.learner import best_model, semi_weak_learner
-    from mlds.phantoms import OCT_CLASSES, oct_phantoms
+    from mlds.phantoms.oct import OCT_CLASSES, oct_phantoms
 
     class Stop(Callback):
         def before_batch(self):
             if self.training and (self.epoch, self.iter) == (1, 2): raise KeyboardInterrupt
 
     rows = split_groups(oct_phantoms(volumes=6, scans=3, size=64).assign(annotation=lambda d: d['mask'].map(Mask)))
-    rows = thin_out(rows, 3, 'boxes', 4)
+    rows = simulate_budget(rows, 3, 'boxes', 4)
 
     def weights(file, *stop):
         learn = semi_weak_learner(mixed_dataloaders(rows, OCT_CLASSES, bs=4, iterations=4, seed=0), width=4, depth=3, head_width=8, teaching=dict(start=.2))

@@ -1,11 +1,11 @@
-"What a notebook cannot show about `mlds.runs`: killed processes, full disks, papermill itself."
+"What a notebook cannot show about `mlds.study.runs`: killed processes, full disks, papermill itself."
 import os, shutil, signal, subprocess, sys, textwrap
 from pathlib import Path
 
 import nbformat, papermill, pytest
 from hypothesis import given, strategies as st
 
-from mlds.runs import Run, atomic_file, load_runs, run_id
+from mlds.study.runs import Run, atomic_file, load_runs, run_id
 
 MANIFEST = {'files': 1, 'bytes': 1, 'sha256': 'c0ffee'}
 
@@ -19,7 +19,7 @@ def child(code, **kwargs):
 def test_killed_while_writing_keeps_the_earlier_file(tmp_path):
     p = child(f'''
         import os, time
-        from mlds.runs import Run
+        from mlds.study.runs import Run
         run = Run({str(tmp_path)!r}, {{'masks': 3}}, {MANIFEST}).start()
         run.save_json('score.json', 1)
         def hang(fd): print('writing', flush=True); time.sleep(60)
@@ -41,7 +41,7 @@ def test_a_worker_does_not_keep_the_lock(tmp_path):
     "Killed alone, a training leaves its data workers behind for some seconds; the run is free at once all the same."
     p = child(f'''
         import os, time
-        from mlds.runs import Run
+        from mlds.study.runs import Run
         Run({str(tmp_path)!r}, {{}}, {MANIFEST}).start()
         if not os.fork(): print('worker', flush=True)
         time.sleep(60)''')
@@ -55,7 +55,7 @@ def test_a_worker_does_not_keep_the_lock(tmp_path):
 def test_one_of_two_that_start_together_wins(tmp_path):
     code = f'''
         import time
-        from mlds.runs import Run
+        from mlds.study.runs import Run
         try: Run({str(tmp_path)!r}, {{}}, {MANIFEST}).start(); print('won', flush=True); time.sleep(60)
         except RuntimeError as e: print('lost', 'in use by' in str(e), flush=True)'''
     both = [child(code) for _ in range(2)]
@@ -67,7 +67,7 @@ def test_one_of_two_that_start_together_wins(tmp_path):
 def test_full_disk(tmp_path):
     "A file system of 64 kB, as only a namespace of its own may mount it."
     code = textwrap.dedent(f'''
-        from mlds.runs import Run, load_runs
+        from mlds.study.runs import Run, load_runs
         first = Run('full', {{'seed': 0}}, {MANIFEST}).start(); first.finish({{'iou': .5}})
         run = Run('full', {{'seed': 1}}, {MANIFEST}).start()
         run.save_bytes('checkpoint.pt', b'1' * 8192)
@@ -92,7 +92,7 @@ def test_full_disk(tmp_path):
 
 
 NOTEBOOK = [
-    ("from mlds.runs import Param, collect_parameters\n"
+    ("from mlds.study.runs import Param, collect_parameters\n"
      "SCHEMA = {'masks': Param('all', 'images with a mask', choices=('all',), type=int, low=1),\n"
      "          'lr': Param(1e-3, 'learning rate', low=0, high=1)}\n"
      "before = dict(globals())", []),
@@ -139,7 +139,7 @@ def test_atomic_file_under_concurrent_readers(tmp_path):
     versions = {b'a' * 100_000, b'b' * 100_000}
     with atomic_file(file) as f: f.write(b'a' * 100_000)
     p = child(f'''
-        from mlds.runs import atomic_file
+        from mlds.study.runs import atomic_file
         print('go', flush=True)
         while True:
             for c in (b'a', b'b'):

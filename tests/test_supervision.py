@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mlds.annotations import KINDS, Boxes, Mask, weaken
 from mlds.classsets import MAX_CLASSES, ClassSets, class_sets, from_labels, nothing_known, pyramid, unpack
-from mlds.supervision import (LOWER, MixedLoss, candidate_nll, log_probs, mlds_loss, nearest_loss, region_bits, region_loss,
+from mlds.supervision import (LOWER, MixedLoss, candidate_nll, log_probs, mlds_loss, nearest_loss, region_bits, mil_loss,
                               soft_dice_loss, upsample_loss)
 from mlds.unet import Prediction, UNet
 
@@ -138,7 +138,7 @@ def test_region_loss_by_loops(seed, c, h, w, b):
     terms = [-log_p[i, k % c][(regions[i] >> k & 1).bool()].max() for i in range(b) for k in range(MAX_CLASSES) if (regions[i] >> k & 1).any()]
     bits = region_bits(regions)
     assert bits == [k for k in range(MAX_CLASSES) if (regions >> k & 1).any()]
-    if terms: torch.testing.assert_close(region_loss(log_p, regions, bits), torch.stack(terms).mean())
+    if terms: torch.testing.assert_close(mil_loss(log_p, regions, bits), torch.stack(terms).mean())
 
 
 def test_region_bits_of_nothing(): assert region_bits(torch.zeros(0, 4, 4, dtype=torch.long)) == region_bits(torch.zeros(2, 3, 3, dtype=torch.long)) == []

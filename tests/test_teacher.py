@@ -17,7 +17,7 @@ from torch import nn
 from mlds.checkpoints import Checkpoint
 from mlds.classsets import ClassSets, class_sets
 from mlds.learner import best_model
-from mlds.pseudolabels import Perturb, PseudoLabels
+from mlds.pseudolabels import StrongAugment, PseudoLabels
 from mlds.supervision import MixedLoss
 from mlds.teacher import MeanTeacher
 from mlds.unet import Prediction
@@ -269,7 +269,7 @@ def test_who_labels_and_what_it_sees(source):
             with torch.no_grad(): p = net.eval()(self.x)[0].softmax(1)
             if source == 'self': net.train()
             self.said.append(1 << (p * torch.tensor([1., 1, 0])[:, None, None]).argmax(1))
-    learn, watch = labelled(source, start=0., cbs=[Answer(), Perturb()])
+    learn, watch = labelled(source, start=0., cbs=[Answer(), StrongAugment()])
     for said, after, (_, x, _), image in zip(learn.answer.said, watch.after, watch.before, watch.images, strict=True):
         assert torch.equal(after.certain[2:], said[2:]) and len(said[2:].unique()) == 2 and not torch.equal(x, image)
 

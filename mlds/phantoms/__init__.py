@@ -1,0 +1,1 @@
+"Images with exact masks, drawn from a seed: the embedded default data."

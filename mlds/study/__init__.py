@@ -1,0 +1,1 @@
+"What only the compendium needs: runs, plan, statistics, tables."

@@ -24,7 +24,7 @@ import numpy as np, pandas as pd
 from PIL import Image
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter, uniform_filter
-from .oct import cloud, shrink, write_once
+from .oct import _cloud as cloud, _shrink as shrink, write_once
 
 # %% ../../nbs/06_phantoms_chest.ipynb #fd93a071
 OBSERVATIONS = ['No Finding','Enlarged Cardiomediastinum','Cardiomegaly','Lung Opacity','Lung Lesion','Edema','Consolidation',

@@ -60,11 +60,11 @@ def _states(sets, n_classes):
     unknown = (possible == every) & (sets.certain == 0) & (sets.regions == 0)
     return possible != sets.certain, unknown
 
-# %% ../nbs/04_show.ipynb #8853ab4e
+# %% ../nbs/04_show.ipynb #7fce5026
 def colour_image(sets:ClassSets, # int64 (3, H, W)
                  n_classes:int # number of classes of the task
 ) -> np.ndarray: # float (H, W, 4), RGBA in 0..1
-    "Class sets as a see-through picture: full colour where certain, stripes where open, grey hatching where nothing is known."
+    "Class sets as a see-through picture: full colour where certain, pale stripes where open, grey where unknown."
     sets = ClassSets(sets.cpu())
     open_, unknown = _states(sets, n_classes)
     shown = _striped_class(sets.possible & (1 << n_classes) - 1, n_classes)
@@ -87,13 +87,14 @@ def legend_handles(classes:Sequence[str], # class names, background first
     hatched = Patch(facecolor='w', edgecolor='.5', hatch='///', lw=0, label='grey stripes: nothing known')
     return patches + [striped]*(open_ & ~unknown).any().item() + [hatched]*unknown.any().item()
 
-# %% ../nbs/04_show.ipynb #dd33ef00
+# %% ../nbs/04_show.ipynb #9c110704
 def add_legend(fig:Figure, # gets a constrained layout, if it has none
                handles:Sequence[Patch] # of `legend_handles`, for instance
 ):
     "Put a legend below the pictures."
     if fig.get_layout_engine() is None: fig.set_layout_engine('constrained')
-    columns = max(1, int(fig.get_figwidth() / (.6 + .085*max(len(h.get_label()) for h in handles))))
+    longest = max(len(h.get_label()) for h in handles)
+    columns = max(1, int(fig.get_figwidth() / (.6 + .085*longest)))
     fig.legend(handles=handles, loc='outside lower center', ncols=columns, fontsize=9, frameon=False)
 
 # %% ../nbs/04_show.ipynb #879f6476
@@ -140,38 +141,45 @@ def _grid(rows, columns, aspect=1., width=8.):
     for ax in axs.flat: ax.set(xticks=[], yticks=[])
     return fig, axs
 
+# %% ../nbs/04_show.ipynb #66f05050
+def _aspect(images): return images.shape[-2] / images.shape[-1]
+def _set_titles(axs, titles):
+    for ax, title in zip(axs, titles): ax.set_title(title, fontsize=9)
+
 # %% ../nbs/04_show.ipynb #6e0b874f
 def _kinds_of_batch(dls):
     "The kind of annotation of each image of a training batch, in order."
     quota = getattr(dls.train, 'quota', None) or {}
     return [kind for kind, number in quota.items() for _ in range(number)]
 
-# %% ../nbs/04_show.ipynb #9adb37f9
+# %% ../nbs/04_show.ipynb #7dc52a80
 def _findings(label, classes):
     "Names of what an image shows; a question mark where it is not known."
     present = [c for c, v in zip(classes, label) if v == 1]
-    unknown = [f'{c}?' for c, v in zip(classes, label) if not 0 <= v <= 1]
+    unknown = [f'{c}?' for c, v in zip(classes, label) if v not in (0, 1)]
     return ', '.join(present + unknown) or 'no finding'
 
-# %% ../nbs/04_show.ipynb #4ecc9e97
-def _show_item(ax, image, label, task, title):
-    if task.unit == 'pixel': return draw(label, task.classes, image, ax, title)
+# %% ../nbs/04_show.ipynb #591d2ef4
+def _show_item(ax, image, label, task):
+    if task.unit == 'pixel': return draw(label, task.classes, image, ax)
     ax.imshow(_picture(image), cmap='gray')
     ax.set_title(_findings(label.tolist(), task.classes), fontsize=9, wrap=True)
 
-# %% ../nbs/04_show.ipynb #fc2d9199
+# %% ../nbs/04_show.ipynb #27c9bd0a
 def show_batch(dls:DataLoaders, # from `make_dataloaders`
                n:int=8, # images to draw
                batch:tuple|None=None # (images, labels); a new training batch if not given
 ) -> Figure: # four images a row
     "Draw images of a batch with what is known of them."
     images, labels = (batch or dls.one_batch())[:2]
-    titles = [''] * len(images) if batch else _kinds_of_batch(dls) or [''] * len(images)
-    n = min(n, len(images))
-    fig, axs = _grid(-(-n//4), min(n, 4), images.shape[-2]/images.shape[-1])
-    for ax, *item in zip(axs.flat, images[:n], labels[:n].cpu(), [dls.task]*n, titles): _show_item(ax, *item)
+    labels = labels[:n].cpu()
+    n = len(labels)
+    fig, axs = _grid(-(-n//4), min(n, 4), _aspect(images))
+    for ax, image, label in zip(axs.flat, images, labels): _show_item(ax, image, label, dls.task)
     for ax in axs.flat[n:]: ax.axis('off')
-    if dls.task.unit == 'pixel': add_legend(fig, legend_handles(dls.task.classes, ClassSets(labels[:n].cpu())))
+    if dls.task.unit == 'image': return fig
+    if not batch: _set_titles(axs.flat[:n], _kinds_of_batch(dls))
+    add_legend(fig, legend_handles(dls.task.classes, ClassSets(labels)))
     return fig
 
 # %% ../nbs/04_show.ipynb #78476e7b
@@ -179,7 +187,7 @@ def _as_sets(x, n_classes):
     "Class sets of what may be class ids."
     return x if isinstance(x, ClassSets) else from_labels(x, n_classes)
 
-# %% ../nbs/04_show.ipynb #9f27af2a
+# %% ../nbs/04_show.ipynb #1427dc67
 def example_grid(columns:Mapping[str, np.ndarray|ClassSets], # title -> class ids (N, H, W), or class sets (N, 3, H, W)
                  images:np.ndarray|Tensor, # (N, H, W) or (N, channels, H, W)
                  classes:Sequence[str], # class names, background first
@@ -187,29 +195,31 @@ def example_grid(columns:Mapping[str, np.ndarray|ClassSets], # title -> class id
 ) -> Figure: # a row for each image
     "Images with class sets drawn over them, one column for each source."
     n = min(n, len(images))
-    fig, axs = _grid(n, 1 + len(columns), images.shape[-2]/images.shape[-1])
+    fig, axs = _grid(n, 1 + len(columns), _aspect(images))
     for ax, image in zip(axs[:, 0], images): ax.imshow(_picture(image), cmap='gray')
-    for k, source in enumerate(columns.values()):
-        for ax, one, image in zip(axs[:, k+1], source, images): draw(_as_sets(one, len(classes)), classes, image, ax)
-    for ax, title in zip(axs[0], ['image', *columns]): ax.set_title(title, fontsize=9)
+    for line, source in zip(axs.T[1:], columns.values()):
+        sets = [_as_sets(x, len(classes)) for x in source[:n]]
+        for ax, one, image in zip(line, sets, images): draw(one, classes, image, ax)
+    _set_titles(axs[0], ['image', *columns])
     add_legend(fig, legend_handles(classes))
     return fig
 
 # %% ../nbs/04_show.ipynb #16f851ab
 _SHADES = {'certain': 1., 'open': .35, 'impossible': 0.} # how much of the class's colour
 
-# %% ../nbs/04_show.ipynb #c1d5a112
+# %% ../nbs/04_show.ipynb #a9134679
 def level_state(level:ClassSets, # int64 (3, h, w)
                 c:int # a class
 ) -> np.ndarray: # float (h, w): 1 certain, .35 open, 0 impossible
     "What is known of one class at the cells of a level."
-    certain, possible = level.certain >> c & 1, level.possible >> c & 1
-    return np.select([certain.bool(), possible.bool()], [_SHADES['certain'], _SHADES['open']], _SHADES['impossible'])
+    certain, possible = ((plane >> c & 1).bool() for plane in (level.certain, level.possible))
+    return np.select([certain, possible], [_SHADES['certain'], _SHADES['open']], _SHADES['impossible'])
 
-# %% ../nbs/04_show.ipynb #7bb74bed
+# %% ../nbs/04_show.ipynb #b3d14804
 def _shaded(shade, c):
     "The colour of class c, paled to white as `shade` falls from 1 to 0."
-    return 1 - np.asarray(shade)[..., None] * (1 - class_colours(c+1)[c])
+    missing_from_white = 1 - class_colours(c+1)[c]
+    return 1 - np.multiply.outer(shade, missing_from_white)
 
 # %% ../nbs/04_show.ipynb #6df4c923
 def draw_level(level:ClassSets, # int64 (3, h, w)
@@ -222,38 +232,44 @@ def draw_level(level:ClassSets, # int64 (3, h, w)
     ax.set(xticks=[], yticks=[])
     ax.set_title(title, fontsize=9)
 
-# %% ../nbs/04_show.ipynb #b570d8f9
+# %% ../nbs/04_show.ipynb #afff4660
 def level_handles(name:str, # of the class
                   c:int # the class
 ) -> list[Patch]: # for `add_legend`
     "Patches that explain the shades of `draw_level`."
-    return [Patch(facecolor=_shaded(s, c), edgecolor='.6', lw=.8, label=f'{name}: {k}') for k, s in _SHADES.items()]
+    style = dict(edgecolor='.6', lw=.8)
+    return [Patch(facecolor=_shaded(s, c), label=f'{name}: {k}', **style) for k, s in _SHADES.items()]
 
-# %% ../nbs/04_show.ipynb #b684b304
+# %% ../nbs/04_show.ipynb #7f3d06ad
 def _method_row(axs, sets, narrowed, pred, image, classes, c, strides):
     "One annotation of `method_figure`."
-    draw(sets, classes, image, axs[0])
-    sizes = [tuple(-(-n//s) for n in image.shape[-2:]) for s in strides]
-    for ax, level in zip(axs[1:], pyramid(sets, sizes, len(classes))): draw_level(level, c, ax)
-    draw(narrowed, classes, image, axs[-2])
-    draw(_as_sets(pred, len(classes)), classes, image, axs[-1])
+    shown = sets, narrowed, _as_sets(pred, len(classes))
+    for ax, x in zip(axs[[0, -2, -1]], shown): draw(x, classes, image, ax)
+    sizes = [(-(-image.shape[0]//s), -(-image.shape[1]//s)) for s in strides]
+    levels = pyramid(sets, sizes, len(classes))
+    for ax, level in zip(axs[1:], levels): draw_level(level, c, ax)
 
-# %% ../nbs/04_show.ipynb #4360a1bc
-def method_figure(rows:Mapping[str, tuple], # kind -> (class sets, with pseudo-labels, predicted class ids or sets), each of one image
-                  image:np.ndarray, # (H, W) grey
+# %% ../nbs/04_show.ipynb #bb68b26c
+def _drawn_sets(rows):
+    "All class sets of `method_figure`, for its legend."
+    return ClassSets(torch.stack([x for sets, narrowed, _ in rows.values() for x in (sets, narrowed)]))
+
+# %% ../nbs/04_show.ipynb #f489ad9a
+def method_figure(rows:Mapping[str, tuple], # kind -> class sets, those with pseudo-labels, predicted ids or sets
+                  image:np.ndarray|Tensor, # (H, W) grey
                   classes:Sequence[str], # class names, background first
                   c:int, # the class whose levels are drawn
                   strides:Sequence[int] # side of the cells, in pixels, of each head to draw
 ) -> Figure: # a row for each kind
     "Annotation, levels of one class, pseudo-label, prediction."
-    fig, axs = _grid(len(rows), 3 + len(strides), image.shape[-2]/image.shape[-1])
-    titles = ['annotation', *[f'{classes[c]}\nin cells of {s}' for s in strides], 'with the teacher', 'prediction']
+    fig, axs = _grid(len(rows), 3 + len(strides), _aspect(image))
     for line, (kind, row) in zip(axs, rows.items()):
         _method_row(line, *row, image, classes, c, strides)
         line[0].set_ylabel(kind, fontsize=9)
-    for ax, title in zip(axs[0], titles): ax.set_title(title, fontsize=9)
-    drawn = torch.stack([s for sets, narrowed, _ in rows.values() for s in (sets, narrowed)])
-    add_legend(fig, legend_handles(classes, ClassSets(drawn)) + level_handles(classes[c], c))
+    cells = [f'{classes[c]}\nin cells of {s}' for s in strides]
+    _set_titles(axs[0], ['annotation', *cells, 'with the teacher', 'prediction'])
+    colours = legend_handles(classes, _drawn_sets(rows))
+    add_legend(fig, colours + level_handles(classes[c], c))
     return fig
 
 # %% ../nbs/04_show.ipynb #eb21272a
@@ -263,10 +279,11 @@ def _heat(ax, values):
     alpha = np.clip(np.abs(values)/top, 0, 1) * .8
     ax.imshow(values, cmap='bwr', vmin=-top, vmax=top, alpha=alpha)
 
-# %% ../nbs/04_show.ipynb #baa3532f
+# %% ../nbs/04_show.ipynb #96f74450
 def _heat_bar(fig, axs):
     "The key to the colours of `_heat`."
-    bar = fig.colorbar(ScalarMappable(Normalize(-1, 1), 'bwr'), ax=axs, orientation='horizontal', shrink=.35, aspect=30, pad=.02)
+    colours = ScalarMappable(Normalize(-1, 1), 'bwr')
+    bar = fig.colorbar(colours, ax=axs, orientation='horizontal', shrink=.35, aspect=30, pad=.02)
     bar.set_ticks([-1, 0, 1], labels=['against it', 'says nothing', 'for it'], fontsize=9)
 
 # %% ../nbs/04_show.ipynb #9c79d9c4
@@ -276,20 +293,23 @@ def _outline(ax, area):
     ax.contour(area, [.5], colors='k', linewidths=2.2)
     ax.contour(area, [.5], colors=[_PALETTE[1]], linewidths=1.2)
 
-# %% ../nbs/04_show.ipynb #a3d9e71c
+# %% ../nbs/04_show.ipynb #1268b28e
+def _each(f, axs, items):
+    for ax, item in zip(axs, items): f(ax, item)
+
+# %% ../nbs/04_show.ipynb #00268ed7
 def gallery(images:np.ndarray, # (N, H, W) grey
             maps:Mapping[str, np.ndarray], # title -> float (N, H, W), signed
             outlines:Mapping[str, np.ndarray], # title -> bool (N, H, W)
             names:Sequence[str] # N, written beside the images
 ) -> Figure: # a row for each image
     "Images with maps, then with outlined areas."
-    titles = ['image', *maps, *outlines]
-    fig, axs = _grid(len(images), len(titles), images.shape[-2]/images.shape[-1])
-    for row, image, name in zip(axs, images, names):
-        row[0].set_ylabel(name, fontsize=9)
-        for ax in row: ax.imshow(image, cmap='gray')
-    for ax, title in zip(axs[0], titles): ax.set_title(title, fontsize=9)
-    for k, (kind, values) in enumerate([*[(_heat, m) for m in maps.values()], *[(_outline, o) for o in outlines.values()]]):
-        for ax, one in zip(axs[:, k+1], values): kind(ax, one)
+    fig, axs = _grid(len(images), 1 + len(maps) + len(outlines), _aspect(images))
+    for line, image, name in zip(axs, images, names):
+        for ax in line: ax.imshow(image, cmap='gray')
+        line[0].set_ylabel(name, fontsize=9)
+    for column, values in zip(axs.T[1:], maps.values()): _each(_heat, column, values)
+    for column, areas in zip(axs.T[1+len(maps):], outlines.values()): _each(_outline, column, areas)
+    _set_titles(axs[0], ['image', *maps, *outlines])
     if maps: _heat_bar(fig, axs)
     return fig

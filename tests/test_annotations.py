@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from mlds.annotations import KINDS, Boxes, Mask, PartialMask, ImageLabels, boxes_of, weaken
+from mlds.annotations import KINDS, Boxes, ImageLabels, Mask, PartialMask, boxes_of, check_box, weaken
 from mlds.classsets import MAX_CLASSES, ClassSets, class_sets, encode, from_labels, pyramid, unpack
 from mlds.pseudolabels import narrow
 
@@ -136,7 +136,7 @@ def shares(seed, sets, c):
 
 @check(seeds, few, st.floats(.5, .99))
 def test_what_the_network_is_sure_of_is_decided(seed, c, threshold):
-    sets = weaken(Mask(random_labels(seed, 9, 9, c).numpy()), 'tags', c).class_sets((9, 9), c)[None]
+    sets = weaken(Mask(random_labels(seed, 9, 9, c).numpy()), 'image labels', c).class_sets((9, 9), c)[None]
     p, top = shares(seed, sets, c)
     out = narrow(sets, p, threshold)
     assert out.known[top > threshold + 1e-4].all()
@@ -172,6 +172,10 @@ def test_a_mask_of_class_sets_keeps_every_class():
     assert torch.equal(Mask(bits.numpy(), bits=True).class_sets((2, 2), 3).as_subclass(Tensor), class_sets(bits).as_subclass(Tensor))
 
 
+def test_the_highest_set_is_one():
+    assert Mask(torch.tensor([[1, 0b111]]).numpy(), bits=True).class_sets((1, 2), 3).certain.tolist() == [[1, 7]]
+
+
 @pytest.mark.parametrize("bits", [0b1000, 0, -1])
 def test_a_mask_of_class_sets_with_unknown_classes(bits):
     with pytest.raises(ValueError, match='class'): Mask(torch.tensor([[1, bits]]).numpy(), bits=True).class_sets((1, 2), 3)
@@ -179,6 +183,23 @@ def test_a_mask_of_class_sets_with_unknown_classes(bits):
 
 @pytest.mark.parametrize('make', [lambda: Boxes([(1, 0, 0, 9, 9)]), lambda: Boxes([(3, 0, 0, 2, 2)]), lambda: Boxes([(1, 2, 0, 1, 2)]),
                                   lambda: Boxes([(1, 0, 0, float('nan'), 2)]), lambda: Boxes([(0, 0, 0, 2, 2)]), lambda: Boxes([(1, -1, 0, 2, 2)]),
-                                  lambda: ImageLabels([0]), lambda: ImageLabels([3]), lambda: Mask(torch.zeros(3, 4).numpy())])
+                                  lambda: ImageLabels([0]), lambda: ImageLabels([3]), lambda: Mask(torch.zeros(3, 4).long().numpy())])
 def test_contradictions_are_refused(make):
     with pytest.raises(ValueError, match='box|image labels|mask is'): make().class_sets((4, 4), 3)
+
+
+@pytest.mark.parametrize('box', [(1, 2, 0, 2, 2), (1, 0, 2, 2, 2), (1, 2.5, 0, 2.5, 2)])
+def test_a_box_of_no_width_or_height(box):
+    with pytest.raises(ValueError, match='empty or inverted'): check_box(box, (4, 4), 3)
+
+
+@check(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_shares_are_no_pixels(x0, y0, x1, y1):
+    "Every box in 0..1 is refused, but for the pixel in the corner."
+    if (x0, y0, x1, y1) == (0, 0, 1, 1): return
+    with pytest.raises(ValueError, match='multiply x by|empty or inverted'): check_box((1, x0, y0, x1, y1), (4, 4), 3)
+
+
+def test_the_smallest_boxes():
+    assert check_box((1, 0, 0, 1, 1), (4, 4), 3) == (1, 0, 0, 1, 1)
+    assert check_box((1, .2, .4, 1.5, 1), (4, 4), 3) == (1, 0, 0, 2, 1)

@@ -136,13 +136,19 @@ class ImageLabels(Annotation):
         if not present: return Boxes([]).class_sets(size, n_classes)
         return class_sets(certain, torch.full_like(certain, present | 1), torch.full_like(certain, present))
 
-# %% ../nbs/03_annotations.ipynb #be0363ec
+# %% ../nbs/03_annotations.ipynb #4836f135
+def _components(mask, min_area):
+    "The connected components of at least that area; the largest is among them in any case."
+    found = regionprops(connected_components(mask, connectivity=2))
+    largest = max((p.area for p in found), default=0)
+    return [p for p in found if p.area >= min(min_area, largest)]
+
 def boxes_of(sets:np.ndarray, # integer (H, W), class sets
-             n_classes:int # number of classes of the task
+             n_classes:int, # number of classes of the task
+             min_area:float=0 # pixels that a component needs to get a box; the largest of a class always does
 ) -> list[tuple[int, ...]]: # rows of class id, x0, y0, x1, y1
     "The bounding box of every connected component of every foreground class."
-    parts = {c: connected_components(sets >> c & 1, connectivity=2) for c in range(1, n_classes)}
-    found = [(c, p.bbox) for c, labels in parts.items() for p in regionprops(labels)]
+    found = [(c, p.bbox) for c in range(1, n_classes) for p in _components(sets >> c & 1, min_area)]
     return [(c, x0, y0, x1, y1) for c, (y0, x0, y1, x1) in found]
 
 # %% ../nbs/03_annotations.ipynb #94d41c99

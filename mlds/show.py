@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['class_colours', 'colour_image', 'legend_handles', 'add_legend', 'draw', 'show_batch', 'example_grid', 'level_state',
-           'draw_level', 'level_handles', 'method_figure', 'gallery']
+           'draw_level', 'level_handles', 'method_figure', 'gallery', 'show_history']
 
-# %% ../nbs/04_show.ipynb #e331e422
+# %% ../nbs/04_show.ipynb #35f10fe2
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import seaborn as sns
 import torch
 from fastai.data.core import DataLoaders
@@ -19,6 +20,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from .classsets import ClassSets, from_labels, pyramid, unpack
 
@@ -312,4 +314,21 @@ def gallery(images:np.ndarray, # (N, H, W) grey
     for column, areas in zip(axs.T[1+len(maps):], outlines.values()): _each(_outline, column, areas)
     _set_titles(axs[0], ['image', *maps, *outlines])
     if maps: _heat_bar(fig, axs)
+    return fig
+
+# %% ../nbs/04_show.ipynb #715160b1
+def _curves(ax, history, columns):
+    for c, colour in zip(columns, _PALETTE):
+        ax.plot(history.epoch + 1, history[c], 'o-', ms=4, color=colour, label=c.replace('_', ' '))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel('epoch')
+    ax.legend(frameon=False, fontsize=9)
+
+def show_history(history:pd.DataFrame # epoch, train_loss, valid_loss, and a column for each score
+) -> Figure: # losses and scores
+    "Draw losses and validation scores by epoch."
+    fig, axs = plt.subplots(1, 2, figsize=(8, 2.4), layout='constrained')
+    losses = [c for c in history if c.endswith('_loss')]
+    _curves(axs[0], history, losses)
+    _curves(axs[1], history, [c for c in history if c not in ('epoch', 'time', *losses)])
     return fig

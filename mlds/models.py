@@ -70,16 +70,20 @@ class Classifier(nn.Module):
         if self.check_range and not torch.compiler.is_compiling(): check_images(x)
         return self.net((x-self.mean)/self.std)*self.scale + self.bias
 
-# %% ../nbs/19_models.ipynb #18ed14b7
-def check_images(x:Tensor, # (B, C, H, W), 0..1
-                 tolerance:float=1e-3 # how far values may leave 0..1, as rounding makes them
+# %% ../nbs/19_models.ipynb #eccc8270
+def check_images(images:Tensor, # float (B, C, H, W), 0..1 (rounding may leave it by .001)
+                 name:str='images' # how the error calls them
 ):
-    "Raise unless `x` is a batch of images in 0..1 without NaN."
-    if x.ndim != 4: raise ValueError(f"images of shape (batch, channels, H, W) expected, got {tuple(x.shape)}")
-    low, high = (v.item() for v in x.detach().aminmax())
-    if low >= -tolerance and high <= 1+tolerance: return # neither is so for NaN
-    raise ValueError(f"pixel values from {low:g} to {high:g}: a classifier takes grey values in 0..1; "
-                     "divide 8-bit images by 255, do not standardize, and repair NaN")
+    "Raise unless these are images in 0..1 without NaN."
+    if images.ndim != 4 or not images.is_floating_point():
+        raise ValueError(f"float {name} of shape (batch, channels, H, W) expected, "
+                         f"got {images.dtype} of shape {tuple(images.shape)}")
+    low, high = images.detach().flatten(1).aminmax(dim=1)
+    wrong = ~((low >= -1e-3) & (high <= 1+1e-3)) # so for NaN as well
+    if not wrong.any(): return
+    i = wrong.nonzero()[0].item()
+    raise ValueError(f"image {i} of {name} has pixel values from {low[i]:.3g} to {high[i]:.3g}: a classifier takes "
+                     "grey values in 0..1; divide 8-bit images by 255, do not standardize, and repair NaN")
 
 # %% ../nbs/19_models.ipynb #ce944bdc
 def _make_unet(task, network, pretrained):

@@ -1,6 +1,7 @@
 # make reproduce   every table and figure of a profile; PROFILE=smoke|quick|shares|full, DATA=phantoms or a dataset folder
 # make test        every notebook and test
-# make redraw      tables and figures from committed runs under results/, nothing is trained
+# make redraw      tables and figures from the committed results, nothing is trained
+# make compare     this machine's results against the committed ones
 PROFILE ?= quick
 DATA    ?= phantoms
 RUNS    ?= runs
@@ -14,10 +15,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONWARNINGS ?= ignore
 SNAKEMAKE = snakemake --nolock --rerun-incomplete --rerun-triggers mtime --quiet all --cores $(CORES)
 
-.PHONY: help install reproduce redraw results test readme clean
+.PHONY: help install reproduce redraw results compare test readme clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -3
+	@sed -n 's/^# //p' Makefile | head -4
 
 install: .venv/.installed
 
@@ -28,23 +29,22 @@ install: .venv/.installed
 	touch $@
 
 reproduce: install
-	@mlds-plan begin $(PROFILE) "$(DATA)" $(RUNS) $(FIGURES)
-	@$(SNAKEMAKE) --config profile=$(PROFILE) data="$(DATA)" runs=$(RUNS) figures=$(FIGURES) \
-	  || { echo "Stopped. What is finished is kept: the same command goes on. Logs: $(RUNS)/plans/*/*.log"; exit 1; }
-	@mlds-plan end $(PROFILE) "$(DATA)" $(RUNS) $(FIGURES)
+	@mlds-plan status $(PROFILE) "$(DATA)" "$(RUNS)" "$(FIGURES)"
+	@$(SNAKEMAKE) --config profile=$(PROFILE) data="$(DATA)" runs="$(RUNS)" \
+	  || { echo "Stopped. What is finished is kept: the same command goes on. Logs: $(RUNS)/logs/"; exit 1; }
+	@mlds-plan report $(PROFILE) "$(DATA)" "$(RUNS)" "$(FIGURES)"
 
-# Where `make results` puts finished runs to be committed, and `make redraw` finds them.
-COMMITTED = results/$(PROFILE)$(addprefix -,$(notdir $(filter-out phantoms,$(DATA))))
-
+# Tables and figures from the committed results; nothing is trained, no data is needed.
 redraw: install
-	@for n in $$(mlds-plan results $(PROFILE) "$(DATA)"); do \
-	  papermill --no-progress-bar --log-level ERROR -k python3 nbs/experiments/$$n.ipynb $(or $(TMPDIR),/tmp)/mlds-$$n.ipynb \
-	    -p profile $(PROFILE) -p data "$(DATA)" -p runs $(COMMITTED) -p figures $(FIGURES) || exit 1; done
-	@mlds-plan end $(PROFILE) "$(DATA)" $(COMMITTED) $(FIGURES)
+	@mlds-plan redraw $(PROFILE) "$(DATA)" results "$(FIGURES)"
 
-# Copies the small files of a profile's finished runs to results/, to be committed.
+# Copies a profile's results to results/, to be committed; FORCE=1 even those made with local changes.
 results: install
-	@mlds-plan collect $(PROFILE) "$(DATA)" $(RUNS)
+	@mlds-plan results $(PROFILE) "$(DATA)" "$(RUNS)" results $(FORCE)
+
+# Holds this machine's results against the committed ones, cell by cell.
+compare: install
+	@mlds-plan compare $(PROFILE) "$(DATA)" "$(RUNS)" results
 
 # The experiments' notebooks need runs, so tests/test_experiments.py runs them. One thread for each worker.
 test: install

@@ -1,77 +1,96 @@
 # What a profile's tables and figures need, and how to make it. `make reproduce` calls this file;
 #   snakemake --cores 2 --config profile=quick data=phantoms
-# runs it by hand, and an executor plugin (--executor slurm ...) sends the trainings to a cluster, with
-# apart=true among the settings as many at a time as there are runs.
+# runs it by hand, and an executor plugin (--executor slurm ...) sends the jobs to a cluster. A job is several runs
+# that one Jupyter kernel does; with job_per_run=true there are as many jobs as runs.
 import sys
 sys.path.insert(0, workflow.basedir)  # the library of this checkout
 
-from mlds.study.plan import make_plan, write_plan
+from mlds.study.plan import make_plan, plan_folder, write_plan
 
-PROFILE, DATA = config.get("profile", "quick"), str(config.get("data", "phantoms"))
-RUNS, FIGURES = config.get("runs", "runs"), config.get("figures", "figures")
-PLAN = make_plan("settings.ini", PROFILE, DATA, RUNS)
-if config.get("apart"):  # a process for each run; otherwise one does all seeds, which saves their start
-    PLAN["jobs"] = {run: [run] for run in PLAN["runs"]}
-JOBS = {run: job for job, runs in PLAN["jobs"].items() for run in runs}
-FILES = f"{RUNS}/plans/{PLAN['name']}"  # parameters of each job, executed notebooks
-PAPERMILL = "papermill --no-progress-bar --log-level ERROR -k python3 --execution-timeout 86400"
-SHOW = "|| (grep -v IPKernelApp {log} | tail -n 20 >&2; exit 1)"  # the error, when there is one
-write_plan(PLAN, FILES)
+RUNS = str(config.get("runs", "runs"))
+CORES = 0 if config.get("job_per_run") else workflow.cores or 1
+PLAN = make_plan("settings.ini", config.get("profile", "quick"), str(config.get("data", "phantoms")), RUNS, CORES)
+FILE, FOLDER = write_plan(PLAN), plan_folder(PLAN)  # what the jobs read, and where their logs are
+RESULTS = f"{RUNS}/results/{PLAN['name']}/runs.csv"
+DRAWINGS = [names for names in (PLAN["results"][k::CORES or 1] for k in range(CORES or 1)) if names]
+SHOW = "2> {log:q} || (grep -v IPKernelApp {log:q} | tail -n 3 >&2; exit 1)"  # the error, when there is one
 
 
-def done(runs):
-    return sorted({f"{FILES}/{JOBS[run]}.done" for run in runs})
+def records(names):
+    return [f"{RUNS}/{name}/run.json" for name in names]
 
 
-wildcard_constraints:
-    job="[0-9a-f]{12}",
+def drawn(names):
+    return [f"{RUNS}/figures/{PLAN['name']}/{name}.md" for name in names]
 
 
 localrules:
     all,
+    export,
 
 
 rule all:
     input:
-        expand(f"{FILES}/{{result}}.drawn", result=PLAN["results"]),
+        records(PLAN["runs"]),
+        drawn(PLAN["results"]),
 
 
-# Folders of runs are the library's own: complete or not at all, and none of Snakemake's outputs, which it deletes when
-# a job fails. A job waits for those that its runs build on: a fine-tuning for its pre-training.
-rule train:
-    input:
-        lambda w: done(n for run in PLAN["jobs"][w.job] for n in PLAN["needs"][run]),
-        data=[] if DATA != "phantoms" else ancient(f"{FILES}/phantoms.done"),
-    output:
-        touch(f"{FILES}/{{job}}.done"),
-    log:
-        f"{FILES}/{{job}}.log",
-    params:
-        notebook=lambda w: PLAN["notebook"][w.job],
-    threads: 1
-    shell:
-        "OMP_NUM_THREADS={threads} " + PAPERMILL + f" nbs/experiments/{{params.notebook}}.ipynb {FILES}/{{wildcards.job}}.ipynb -f {FILES}/{{wildcards.job}}.json"
-        + " > {log} 2>&1 " + SHOW + f" && python -c \"from mlds.study.plan import progress; print(progress('{FILES}', '{{wildcards.job}}'), flush=True)\""
+# A run is finished when its run.json is there. Snakemake deletes the declared outputs of a job that fails or is about
+# to begin; run.json is a second name of a file that it does not know, and is put back by the next job.
+for job, names in PLAN["jobs"].items():
+
+    rule:
+        name:
+            f"run_{job.replace('-', '_')}"
+        input:
+            ancient(records(sorted({n for name in names for n in PLAN["runs"][name]["needs"]}))),
+            ancient([f"{FOLDER}/phantoms"] if PLAN["data"] == "phantoms" else []),
+        output:
+            records(names),
+        log:
+            f"{FOLDER}/{job}.log",
+        params:
+            file=FILE,
+            job=job,
+        threads: 1
+        shell:
+            "OMP_NUM_THREADS={threads} mlds-plan run {params.file:q} {params.job} " + SHOW
 
 
 rule phantoms:
     output:
-        touch(f"{FILES}/phantoms.done"),
+        touch(f"{FOLDER}/phantoms"),
+    params:
+        file=FILE,
     shell:
-        f"python -c \"from mlds.study.chest_experiments import draw_phantoms; draw_phantoms('{FILES}/plan.json')\""
+        "mlds-plan phantoms {params.file:q}"
 
 
-# Tables and figures are committed, so that one that is there need not be of these runs: the touched file says so.
-rule draw:
+rule export:
     input:
-        lambda w: done(cell["run"] for cell in PLAN[w.result]),
-        notebook="nbs/experiments/{result}.ipynb",
+        records(PLAN["runs"]),
     output:
-        f"{FIGURES}/{PLAN['name']}/{{result}}.md",
-        f"{FIGURES}/{PLAN['name']}/{{result}}.png",
-        touch(f"{FILES}/{{result}}.drawn"),
-    log:
-        f"{FILES}/{{result}}.log",
+        RESULTS,
+    params:
+        file=FILE,
     shell:
-        PAPERMILL + f" {{input.notebook}} {FILES}/{{wildcards.result}}.ipynb -p profile {PROFILE} -p data '{DATA}' -p runs {RUNS} -p figures {FIGURES}"
-        + " > {log} 2>&1 " + SHOW
+        "mlds-plan export {params.file:q}"
+
+
+for k, names in enumerate(DRAWINGS):
+
+    rule:
+        name:
+            f"draw_{k}"
+        input:
+            RESULTS,
+            [f"nbs/experiments/{name}.ipynb" for name in names],
+        output:
+            drawn(names),
+        log:
+            f"{FOLDER}/draw_{k}.log",
+        params:
+            file=FILE,
+            names=names,
+        shell:
+            "OMP_NUM_THREADS={threads} mlds-plan draw {params.file:q} {params.names} " + SHOW

@@ -77,13 +77,13 @@ def _table_lines(given, section, names):
     texts = {k: given.pop(k, _USUAL.get(k, '')) for k in names}
     return {k: _words(text, f"{k} of [{section}]", *_LINES[k]) for k, text in texts.items()}
 
-# %% ../../nbs/29_plan.ipynb #13550832
+# %% ../../nbs/29_plan.ipynb #98e7dd50
 PAPERS = {
     'oct': dict(section='', notebooks=['train'], lines=['budgets', 'seeds'],
                 results=dict(table1='table1', table2='table2', figure1='table2', figure2='table2')),
     'chest': dict(section='chest', notebooks=['classify', 'localise', 'explain', 'pretrain', 'finetune', 'joint'],
                   lines=['seeds', 'archs', 'shares', 'pretrainings'],
-                  results=dict(table3='table3', table4='table4', table5='table5', table6='table6', figure7='table4', figure8='table5')),
+                  results=dict(table3='table3', table4='table4', table5='table5', table6='table6', figure3='table4', figure4='table5')),
 }
 
 # %% ../../nbs/29_plan.ipynb #9fd569e1
@@ -263,17 +263,17 @@ def _plan_chest(plan, profile, tables):
     if 'table5' in tables: _plan_table5(plan, profile, member, labels)
     if 'table6' in tables: _plan_table6(plan, profile, member, labels)
 
-# %% ../../nbs/29_plan.ipynb #23a4b2b1
-def _needed(plan, tables):
-    "The cells of the tables, and the runs that these need."
-    cells = [c for c in plan.cells if c['table'] in tables]
+# %% ../../nbs/29_plan.ipynb #aca98494
+def _needed(plan, results):
+    "The cells of the results, each under the result's own name, and the runs that these need."
+    cells = [c | dict(table=r) for r, table in results.items() for c in plan.cells if c['table'] == table]
     todo, found = [c['run'] for c in cells], set()
     while todo:
         found.add(name := todo.pop())
         todo += [n for n in plan.runs[name]['needs'] if n not in found]
     return cells, {name: run for name, run in plan.runs.items() if name in found}
 
-# %% ../../nbs/29_plan.ipynb #04e1ced6
+# %% ../../nbs/29_plan.ipynb #9cc6c854
 def plan_name(profile:str, # a section of settings.ini
               data:str='phantoms' # 'phantoms' or a folder
 ) -> str: # e.g. 'quick' or 'quick-oct_duke_dme'
@@ -285,20 +285,21 @@ def make_plan(file:str|Path, # settings.ini
               data:str='phantoms', # see `find_data`
               runs:str|Path='runs', # folder of the runs
               cores:int=1 # jobs are meant for so many at a time; 0: a job for each run
-) -> dict: # name, root, results; cells: table, row, column, seed, run; runs: notebook, params, needs; jobs: names of runs
+) -> dict: # name, root, profile, data, results; cells: table, row, column, seed, run; runs: notebook, params, needs; jobs
     "Every run that a profile's tables and figures need."
     data = find_data(file, data)
-    plan, results, tables = Plan(data, runs), [], set()
+    plan, results = Plan(data, runs), {}
     for paper, fill in (('oct', _plan_oct), ('chest', _plan_chest)):
         if data != 'phantoms' and _is_oct(data) != (paper == 'oct'): continue
         values = read_profile(file, profile, data, paper)
-        wanted = {PAPERS[paper]['results'][r] for r in values['results']}
-        if wanted: fill(plan, values, sorted(wanted))
-        results, tables = results + values['results'], tables | wanted
-    cells, kept = _needed(plan, tables)
-    return dict(name=plan_name(profile, data), root=str(runs), results=results, cells=cells, runs=kept, jobs=make_jobs(kept, cores))
+        wanted = {r: PAPERS[paper]['results'][r] for r in values['results']}
+        if wanted: fill(plan, values, sorted(set(wanted.values())))
+        results |= wanted
+    cells, kept = _needed(plan, results)
+    return dict(name=plan_name(profile, data), root=str(runs), profile=profile, data=data, results=list(results), cells=cells,
+                runs=kept, jobs=make_jobs(kept, cores))
 
-# %% ../../nbs/29_plan.ipynb #2bac4d10
+# %% ../../nbs/29_plan.ipynb #15eb03ec
 def _chunks(names, cores):
     "Names dealt to jobs."
     if not cores: return [[name] for name in names]
@@ -307,17 +308,17 @@ def _chunks(names, cores):
 
 def make_jobs(runs:dict, # name -> notebook, params, needs
               cores:int # jobs at a time; 0: a job for each run
-) -> dict[str, list[str]]: # e.g. 'train-0' -> names of runs
+) -> dict[str, list[str]]: # e.g. 'train-c0ffee123456' -> names of runs
     "Runs of one notebook that one kernel does."
     groups, jobs = {}, {}
     for name, run in runs.items():
         needed = sorted({runs[n]['notebook'] for n in run['needs']})
         groups.setdefault((run['notebook'], *needed), []).append(name)
-    for (notebook, *needed), names in groups.items():
-        for chunk in _chunks(names, cores): jobs['-'.join([notebook, *needed[:1], chunk[0]])] = chunk
+    for (notebook, *_), names in groups.items():
+        for chunk in _chunks(names, cores): jobs[f'{notebook}-{chunk[0]}'] = chunk
     return jobs
 
-# %% ../../nbs/29_plan.ipynb #2f9ffb5d
+# %% ../../nbs/29_plan.ipynb #bfddcd5d
 def plan_folder(plan:dict # from `make_plan`
 ) -> Path: # e.g. runs/logs/quick
     "Where a plan, its logs and the notebooks of its results are."
@@ -330,7 +331,7 @@ def write_plan(plan:dict # from `make_plan`
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(file) as f: f.write(json.dumps(plan).encode())
-    except PermissionError as e: raise PermissionError(f"cannot write to {file.parent}: choose another folder with RUNS=FOLDER") from e
+    except OSError as e: raise OSError(f"cannot write to {file.parent} ({e.strerror}): choose another folder with RUNS=FOLDER") from e
     return file
 
 # %% ../../nbs/29_plan.ipynb #663313fd
@@ -385,11 +386,17 @@ def finished_runs(plan:dict # from `make_plan`
     "The runs of a plan that are finished."
     return [name for name in plan['runs'] if record_file(Path(plan['root'])/name)]
 
-# %% ../../nbs/29_plan.ipynb #3962e528
+# %% ../../nbs/29_plan.ipynb #d27ad7b2
+def _reason(e):
+    "What papermill says of an error, without the traceback, which is in the notebook."
+    return f'{e.ename}: {e.evalue}' if hasattr(e, 'ename') else f'{type(e).__name__}: {e}'
+
 def _do_run(plan, name, execute):
     "Do a run that is not finished, and say so."
     began, run = time.time(), plan['runs'][name]
-    execute(run['notebook'], Path(plan['root'])/'logs'/f'{name}.ipynb', run['params'])
+    log = Path(plan['root'])/'logs'/f'{name}.ipynb'
+    try: execute(run['notebook'], log, run['params'])
+    except Exception as e: raise RuntimeError(f"{describe(plan, name)}: {_reason(e)} (see {log})") from e
     done = finished_runs(plan)
     if name not in done: raise RuntimeError(f"{run['notebook']} did not finish run {name}; did the data change meanwhile?")
     print(f"[{len(done)}/{len(plan['runs'])}] {describe(plan, name)}, {time.time()-began:.0f} s", flush=True)
@@ -405,13 +412,15 @@ def run_job(file:str|Path, # plan.json
             if record_file(folder): link_record(folder)
             else: _do_run(plan, name, execute)
 
-# %% ../../nbs/29_plan.ipynb #3f45c00e
-def draw(results:str|Path, # folder of results
-         figures:str|Path, # folder to write to
+# %% ../../nbs/29_plan.ipynb #5ba5b4c9
+def draw(profile:str, # a section of settings.ini
+         data:str, # 'phantoms' or a folder
+         results:str|Path, # folder of results, with a folder for each profile
+         figures:str|Path, # folder of tables and figures, likewise
          names:list[str], # e.g. ['table1']
          logs:str|Path # folder for the executed notebooks
 ) -> None:
     "Draw tables and figures from results."
+    params = dict(profile=profile, data=data, results=str(results), figures=str(figures))
     with shared_kernel() as execute:
-        for name in names:
-            execute(name, Path(logs)/f'{name}.ipynb', dict(results=str(results), figures=str(figures)))
+        for name in names: execute(name, Path(logs)/f'{name}.ipynb', params)

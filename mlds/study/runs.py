@@ -52,24 +52,24 @@ def _cpu():
         if names: return names[0]
     return platform.processor() or platform.machine()
 
-# %% ../../nbs/27_runs.ipynb #fdc8a73a
+# %% ../../nbs/27_runs.ipynb #3ec80972
 _MADE = [f':(top,exclude){folder}' for folder in ('figures', 'results')] # made of runs, which do not depend on it
 
 def _changes():
-    "The tracked files that differ from the commit, but for figures and results."
-    return _git('status', '--porcelain', '--untracked-files=no', '--', ':/', *_MADE)
+    "The tracked files that differ from the commit, but for figures and results; None outside git."
+    lines = _git('status', '--porcelain', '--untracked-files=no', '--', ':/', *_MADE)
+    return None if lines is None else [line.split(maxsplit=1)[1] for line in lines.splitlines()]
 
 def _cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
-# %% ../../nbs/27_runs.ipynb #33c802dd
+# %% ../../nbs/27_runs.ipynb #284726fe
 def environment(device:str|None=None # the accelerator's name, as torch knows it
-) -> dict: # versions, commit (None outside git), machine
+) -> dict: # versions, commit and changed files (None outside git), machine
     "What a result may depend on besides parameters and data."
-    commit = _git('rev-parse', 'HEAD')
     return dict(started=datetime.now(timezone.utc).isoformat(timespec='seconds'),
                 python=platform.python_version(), packages={p: _version(p) for p in _PACKAGES},
-                commit=commit, dirty=None if commit is None else bool(_changes()),
+                commit=_git('rev-parse', 'HEAD'), changes=_changes(),
                 platform=platform.platform(), cpu=_cpu(), cores=_cores(), device=device)
 
 # %% ../../nbs/27_runs.ipynb #4525c0cf

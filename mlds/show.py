@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['class_colours', 'colour_image', 'legend_handles', 'add_legend', 'draw', 'show_batch', 'example_grid', 'level_state',
-           'draw_level', 'level_handles', 'method_figure', 'gallery', 'show_history']
+           'draw_level', 'level_handles', 'method_figure', 'gallery', 'grey_levels', 'show_history']
 
 # %% ../nbs/04_show.ipynb #35f10fe2
 from collections.abc import Mapping, Sequence
@@ -315,6 +315,14 @@ def gallery(images:np.ndarray, # (N, H, W) grey
     _set_titles(axs[0], ['image', *maps, *outlines])
     if maps: _heat_bar(fig, axs)
     return fig
+
+# %% ../nbs/04_show.ipynb #b859d16c
+def grey_levels(image:Tensor|np.ndarray # (H, W) or (channels, H, W), of which the first is taken
+) -> np.ndarray: # uint8 (H, W)
+    "An image as grey levels from 0 to 255."
+    grey = np.asarray(image if image.ndim == 2 else image[0], dtype=float)
+    low, high = np.percentile(grey, (.5, 99.5))
+    return (255*np.clip((grey-low)/max(high-low, 1e-9), 0, 1)).astype(np.uint8)
 
 # %% ../nbs/04_show.ipynb #715160b1
 def _curves(ax, history, columns):

@@ -34,31 +34,33 @@ def prediction_half_width(values:Sequence[float], # scores of the seeds that the
     quantile = stats.t.ppf((1 + coverage)/2, x.size - 1)
     return float(quantile * x.std(ddof=1) * np.sqrt(1/x.size + 1/n))
 
-# %% ../../nbs/30_statistics.ipynb #e0a2ce77
+# %% ../../nbs/30_statistics.ipynb #24a00cab
 def _matched(a, b, where):
     "Differences of two series over the same seeds."
     odd = a.index.symmetric_difference(b.index)
-    if len(odd): raise ValueError(f"{where}: seeds {odd.tolist()} are in one of the two rows only; compare matched seeds")
+    if len(odd):
+        raise ValueError(f"{where}: seeds {odd.tolist()} are in one of the two rows only; compare matched seeds")
     return a - b
 
 def _by_seed(table, where):
     "The values of one cell, by seed."
-    seeds = table.set_index('seed').value
-    if not seeds.index.is_unique: raise ValueError(f"{where}: seed {seeds.index[seeds.index.duplicated()][0]} occurs twice")
-    return seeds
+    if table.seed.duplicated().any():
+        raise ValueError(f"{where}: seed {table.seed[table.seed.duplicated()].iloc[0]} occurs twice")
+    return table.set_index('seed').value
 
-# %% ../../nbs/30_statistics.ipynb #830fd210
+# %% ../../nbs/30_statistics.ipynb #9a4bc37d
 def paired_differences(table:pd.DataFrame, # row, column, seed, value
                        row:str, # the row to compare with
                        coverage:float=.95 # of the intervals
 ) -> pd.DataFrame: # row, column, difference, low, high
     "Differences of every row to one row over matched seeds, for each column that both have."
-    cells = {(r, c): _by_seed(t, f'{r}, {c}') for (r, c), t in table.groupby(['row', 'column'], sort=False)}
-    if row not in set(table.row): raise ValueError(f"there is no row {row!r}, only {', '.join(map(repr, table.row.unique()))}")
-    lines = []
+    if row not in set(table.row):
+        raise ValueError(f"there is no row {row!r}, only {', '.join(map(repr, table.row.unique()))}")
+    cells, lines = {cell: _by_seed(t, cell) for cell, t in table.groupby(['row', 'column'], sort=False)}, []
     for (r, c), values in cells.items():
         if r == row or (row, c) not in cells: continue
-        lines.append((r, c, *seed_interval(_matched(values, cells[row, c], f'{r}, {c}'), coverage)))
+        pairs = _matched(values, cells[row, c], (r, c))
+        lines.append((r, c, *seed_interval(pairs, coverage)))
     return pd.DataFrame(lines, columns=['row', 'column', 'difference', 'low', 'high'])
 
 # %% ../../nbs/30_statistics.ipynb #6eee50f8

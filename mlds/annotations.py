@@ -20,10 +20,11 @@ from skimage.measure import label as connected_components, regionprops
 from .classsets import MAX_CLASSES, ClassSets, class_sets, encode, from_labels, nothing_known
 from .files import read_mask
 
-# %% ../nbs/03_annotations.ipynb #c10ee4b6
+# %% ../nbs/03_annotations.ipynb #e332d6f2
 class Annotation:
     "What somebody said about one image; subclasses define `class_sets`."
     kind = 'annotation'
+    says_where = True # whether it tells of any pixel what is there
     def class_sets(self,
                    size:Sequence[int], # (H, W) of the image
                    n_classes:int # number of classes of the task
@@ -31,10 +32,10 @@ class Annotation:
         "What is known about the image as class sets."
         raise NotImplementedError
 
-# %% ../nbs/03_annotations.ipynb #25149b34
+# %% ../nbs/03_annotations.ipynb #60cb0a7c
 class Unlabelled(Annotation):
     "Nothing is known: every class is possible everywhere."
-    kind = 'unlabelled'
+    kind, says_where = 'unlabelled', False
     def class_sets(self, size, n_classes): return nothing_known(size)
     def __repr__(self): return 'Unlabelled()'
 
@@ -123,12 +124,14 @@ class Boxes(Annotation):
             used[c] += 1
         return class_sets((possible == 1).long(), possible, regions)
 
-# %% ../nbs/03_annotations.ipynb #12a7c1c6
+# %% ../nbs/03_annotations.ipynb #728a8f9f
 @dataclass
 class ImageLabels(Annotation):
     "The foreground classes that occur in the image, and no others."
     classes: Sequence[int] # class ids
     kind = 'image labels'
+    @property
+    def says_where(self): return not self.classes
     def class_sets(self, size, n_classes):
         wrong = [c for c in self.classes if not 0 < c < n_classes]
         if wrong: raise ValueError(f"image labels {wrong} are unknown: foreground classes are 1..{n_classes-1}")

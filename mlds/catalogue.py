@@ -308,10 +308,10 @@ def _read_rows(folder, table, task):
 def _pixel_classes(folder, task):
     return read_classes(folder) if (folder/'classes.txt').exists() else ['background', *task.classes]
 
-# %% ../nbs/07_catalogue.ipynb #a46c6f5c
+# %% ../nbs/07_catalogue.ipynb #9957a0f5
 def _dealt_groups(cat):
     "The groups in which some annotation says where a class is; all groups if there is none."
-    told = [not isinstance(a, (Unlabelled, ImageLabels)) for a in cat.get('annotation', [])]
+    told = [a.says_where for a in cat.get('annotation', [])]
     some = cat.group[told] if any(told) else cat.group
     return sorted(some.unique())
 
@@ -435,7 +435,7 @@ def _weaken_rows(cat, rows, kind):
     weak = dict(zip(rows.index, map(change, rows.itertuples())))
     return cat.assign(annotation=[weak.get(i, a) for i, a in cat.annotation.items()])
 
-# %% ../nbs/07_catalogue.ipynb #b4dd759a
+# %% ../nbs/07_catalogue.ipynb #e5a0814b
 def unlabelled_rows(images, # catalogue, folder, file, array (H, W), or a list of files or arrays
                     task:Task # of the network
 ) -> Catalogue: # id, group, image, annotation
@@ -446,4 +446,5 @@ def unlabelled_rows(images, # catalogue, folder, file, array (H, W), or a list o
     if not len(images): raise ValueError("there are no images: give PNG files, or a folder of them")
     names = [Path(i).stem if isinstance(i, (str, Path)) else f'{k}' for k, i in enumerate(images)]
     rows = dict(id=names, group=names, image=list(images), annotation=[Unlabelled()]*len(names))
-    return Catalogue(rows, task)
+    blank = dict.fromkeys(task.classes, np.nan) if task.unit == 'image' else {}
+    return Catalogue(rows | blank, task)

@@ -62,7 +62,7 @@ def _states(sets, n_classes):
     unknown = (possible == every) & (sets.certain == 0) & (sets.regions == 0)
     return possible != sets.certain, unknown
 
-# %% ../nbs/04_show.ipynb #7fce5026
+# %% ../nbs/04_show.ipynb #ca40cd30
 def colour_image(sets:ClassSets, # int64 (3, H, W)
                  n_classes:int # number of classes of the task
 ) -> np.ndarray: # float (H, W, 4), RGBA in 0..1
@@ -73,7 +73,7 @@ def colour_image(sets:ClassSets, # int64 (3, H, W)
     rgb = class_colours(n_classes)[shown]
     rgb[unknown] = .6
     cases = [unknown, (shown == 0) & open_, shown == 0, open_]
-    alpha = np.select(cases, [.5*(_diagonal(shown.shape) % 2), .25, 0., .45], .75)
+    alpha = np.select(cases, [.5*(_diagonal(shown.shape) % 2), .25, 0., .6], .8)
     return np.concatenate([rgb, alpha[..., None]], -1)
 
 # %% ../nbs/04_show.ipynb #d885cff8
@@ -189,7 +189,13 @@ def _as_sets(x, n_classes):
     "Class sets of what may be class ids."
     return x if isinstance(x, ClassSets) else from_labels(x, n_classes)
 
-# %% ../nbs/04_show.ipynb #1427dc67
+# %% ../nbs/04_show.ipynb #5e3a0ceb
+def _only_sets(columns, n):
+    "What is drawn of class sets, in which something may be open; none where all are class ids."
+    sets = [x[:n].cpu().as_subclass(Tensor) for x in columns.values() if isinstance(x, ClassSets)]
+    return ClassSets(torch.cat(sets)) if sets else None
+
+# %% ../nbs/04_show.ipynb #bd0b313e
 def example_grid(columns:Mapping[str, np.ndarray|ClassSets], # title -> class ids (N, H, W), or class sets (N, 3, H, W)
                  images:np.ndarray|Tensor, # (N, H, W) or (N, channels, H, W)
                  classes:Sequence[str], # class names, background first
@@ -203,7 +209,7 @@ def example_grid(columns:Mapping[str, np.ndarray|ClassSets], # title -> class id
         sets = [_as_sets(x, len(classes)) for x in source[:n]]
         for ax, one, image in zip(line, sets, images): draw(one, classes, image, ax)
     _set_titles(axs[0], ['image', *columns])
-    add_legend(fig, legend_handles(classes))
+    add_legend(fig, legend_handles(classes, _only_sets(columns, n)))
     return fig
 
 # %% ../nbs/04_show.ipynb #16f851ab

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['MeanTeacher']
 
-# %% ../nbs/14_teacher.ipynb #34547ad7
+# %% ../nbs/14_teacher.ipynb #48154116
 import torch
 from fastai.callback.core import Callback
+from fastcore.basics import patch
 from timm.utils import ModelEmaV3
 
-# %% ../nbs/14_teacher.ipynb #50db9451
+# %% ../nbs/14_teacher.ipynb #b6029e88
 class MeanTeacher(Callback):
     "Keep an exponential moving average of the model in `learn.teacher`, and validate with it."
     run_valid = True
@@ -20,31 +21,47 @@ class MeanTeacher(Callback):
     ):
         if not 0 <= decay < 1: raise ValueError(f"decay {decay} is outside 0..1: 1 would never learn")
         self.decay, self.validate, self.ema, self.steps = decay, validate, None, 0
-    def begin(self):
-        if self.ema is None: self.ema = ModelEmaV3(self.model, self.decay, use_warmup=True, dtype=torch.float32)
-    def before_fit(self):
-        self.begin()
-        if self.model is self.ema.module: self.learn.model = self.student # a validation was interrupted
-        self.learn.teacher, self.skipped = self.ema.module, False
     def after_cancel_step(self): self.skipped = True
     def after_step(self):
         if not self.skipped:
             self.steps += 1
             self.ema.update(self.model, self.steps)
         self.skipped = False
-    def after_fit(self):
-        if hasattr(self.learn, 'lr_finder'): self.ema, self.steps = None, 0 # its weights are thrown away, and so is their average
 
-# %% ../nbs/14_teacher.ipynb #ab447692
-def _before_validate(self):
+# %% ../nbs/14_teacher.ipynb #f9461e17
+@patch
+def _begin(self:MeanTeacher):
+    if self.ema is None: self.ema = ModelEmaV3(self.model, self.decay, use_warmup=True, dtype=torch.float32)
+
+@patch
+def before_fit(self:MeanTeacher):
+    self._begin()
+    if self.model is self.ema.module: self.learn.model = self.student # a validation was interrupted
+    self.learn.teacher, self.skipped = self.ema.module, False
+
+# %% ../nbs/14_teacher.ipynb #ed3c8483
+@patch
+def after_fit(self:MeanTeacher):
+    if hasattr(self.learn, 'lr_finder'): self.ema, self.steps = None, 0
+
+# %% ../nbs/14_teacher.ipynb #27c33fb4
+@patch
+def before_validate(self:MeanTeacher):
     if self.validate: self.student, self.learn.model = self.model, self.teacher.eval()
-def _after_validate(self):
-    if self.validate: self.learn.model = self.student
-MeanTeacher.before_validate, MeanTeacher.after_validate = _before_validate, _after_validate
 
-# %% ../nbs/14_teacher.ipynb #d0a00508
-def _state_dict(self): return dict(ema=self.ema.module.state_dict(), steps=self.steps)
-def _load_state_dict(self, state):
-    self.begin()
-    self.ema.module.load_state_dict(state['ema']); self.steps = state['steps']
-MeanTeacher.state_dict, MeanTeacher.load_state_dict = _state_dict, _load_state_dict
+@patch
+def after_validate(self:MeanTeacher):
+    if self.validate: self.learn.model = self.student
+
+# %% ../nbs/14_teacher.ipynb #9eda28df
+@patch
+def state_dict(self:MeanTeacher) -> dict: # the average's weights, and the number of steps
+    return dict(ema=self.ema.module.state_dict(), steps=self.steps)
+
+@patch
+def load_state_dict(self:MeanTeacher,
+                    state:dict # from `state_dict`
+):
+    self._begin()
+    self.ema.module.load_state_dict(state['ema'])
+    self.steps = state['steps']

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mlds.annotations import KINDS, Boxes, ImageLabels, Mask, PartialMask, boxes_of, check_box, weaken
 from mlds.classsets import MAX_CLASSES, ClassSets, class_sets, encode, from_labels, pyramid, unpack
-from mlds.pseudolabels import narrow
+from mlds.pseudolabels import prune_candidates
 
 check = lambda *strategies, n=40: lambda f: settings(max_examples=n, deadline=None)(given(*strategies)(f))
 torch.set_num_threads(1)
@@ -110,20 +110,20 @@ def random_probs(seed, c, h, w, kind):
 
 
 @check(seeds, st.integers(1, 16), st.integers(1, 16), few, kinds, st.sampled_from(['mild', 'sure', 'flat']), st.floats(0, 1))
-def test_narrowing_stays_inside(seed, h, w, c, kind, sharp, threshold):
+def test_pruning_stays_inside(seed, h, w, c, kind, sharp, threshold):
     sets = weaken(Mask(random_labels(seed, h, w, c).numpy()), kind, c).class_sets((h, w), c)[None]
-    out = narrow(ClassSets(sets), random_probs(seed, c, h, w, sharp), threshold)
+    out = prune_candidates(ClassSets(sets), random_probs(seed, c, h, w, sharp), threshold)
     assert inside(sets.certain, out.certain) and inside(out.certain, out.possible) and inside(out.possible, sets.possible)
     assert out.possible.bool().all() and torch.equal(out.regions, sets.regions)
     assert torch.equal(out.as_subclass(Tensor)[:, :, sets.known[0]], sets.as_subclass(Tensor)[:, :, sets.known[0]])
 
 
 @check(seeds, few, st.sampled_from(['mild', 'sure', 'flat']), st.floats(0, 1))
-def test_narrowing_any_interval(seed, c, sharp, threshold):
+def test_pruning_any_interval(seed, c, sharp, threshold):
     "Also where some classes are certain and others open, as for overlapping structures."
     bits = torch.randint(1, 1 << c, (3, 1, 9, 9), generator=torch.Generator().manual_seed(seed))
     sets = class_sets(bits[0] & bits[1], bits[0] | bits[2])
-    out = narrow(sets, random_probs(seed, c, 9, 9, sharp), threshold)
+    out = prune_candidates(sets, random_probs(seed, c, 9, 9, sharp), threshold)
     assert inside(sets.certain, out.certain) and inside(out.certain, out.possible) and inside(out.possible, sets.possible)
 
 
@@ -138,7 +138,7 @@ def shares(seed, sets, c):
 def test_what_the_network_is_sure_of_is_decided(seed, c, threshold):
     sets = weaken(Mask(random_labels(seed, 9, 9, c).numpy()), 'image labels', c).class_sets((9, 9), c)[None]
     p, top = shares(seed, sets, c)
-    out = narrow(sets, p, threshold)
+    out = prune_candidates(sets, p, threshold)
     assert out.known[top > threshold + 1e-4].all()
     best = (p * unpack(sets.possible, c)).argmax(1)
     assert (out.possible >> best & 1).all(), 'the most likely class stays possible'
@@ -149,13 +149,13 @@ def test_what_the_network_is_not_sure_of_stays_open(seed, c, threshold):
     "With many classes too: no class becomes certain because it is the least improbable of twenty."
     sets = weaken(Mask(random_labels(seed, 9, 9, c).numpy()), 'unlabelled', c).class_sets((9, 9), c)[None]
     p, top = shares(seed, sets, c)
-    assert not narrow(sets, p, threshold).known[top < threshold - 1e-4].any()
+    assert not prune_candidates(sets, p, threshold).known[top < threshold - 1e-4].any()
 
 
 @check(seeds, few, st.floats(0, .99), st.floats(0, .99))
 def test_a_higher_threshold_leaves_more_open(seed, c, a, b):
     sets = weaken(Mask(random_labels(seed, 9, 9, c).numpy()), 'unlabelled', c).class_sets((9, 9), c)[None]
-    low, high = (narrow(sets, random_probs(seed, c, 9, 9, 'mild'), t) for t in sorted((a, b)))
+    low, high = (prune_candidates(sets, random_probs(seed, c, 9, 9, 'mild'), t) for t in sorted((a, b)))
     assert inside(low.possible, high.possible) and inside(high.certain, low.certain)
 
 
@@ -164,7 +164,7 @@ def test_no_probability_left_for_what_is_possible():
     sets = ImageLabels([1]).class_sets((2, 2), 3)[None]
     probs = torch.zeros(1, 3, 2, 2)
     probs[:, 2] = 1
-    assert torch.equal(narrow(ClassSets(sets), probs).as_subclass(Tensor), sets.as_subclass(Tensor))
+    assert torch.equal(prune_candidates(ClassSets(sets), probs).as_subclass(Tensor), sets.as_subclass(Tensor))
 
 
 def test_a_mask_of_class_sets_keeps_every_class():

@@ -1,5 +1,5 @@
 "The teacher against timm's moving average, step by step; skipped steps, checkpoints, interruptions; its labels within the loop."
-import io
+import io, random
 
 import pytest
 import torch
@@ -17,8 +17,10 @@ from torch import nn
 from mlds.checkpoints import Checkpoint
 from mlds.classsets import ClassSets, class_sets
 from mlds.learner import best_model
-from mlds.pseudolabels import StrongAugment, PseudoLabels
+from mlds import pseudolabels
+from mlds.pseudolabels import PseudoLabels, StrongAugment, prune_candidates, ramp_up
 from mlds.supervision import MixedLoss
+from mlds.task import Task
 from mlds.teacher import MeanTeacher
 from mlds.unet import Prediction
 
@@ -238,9 +240,10 @@ class Watch(Callback):
 def labelled(source='teacher', start=.5, ramp=0., cbs=()):
     set_seed(0)
     dls = DataLoaders(*[DataLoader(Fields(), bs=4) for _ in range(2)])
+    dls.task = Task(('background', 'a', 'b'))
     watch, labels = Watch(), PseudoLabels(source, threshold=0., start=start, ramp=ramp)
     teacher = [MeanTeacher(.9)] if source == 'teacher' else []
-    learn = Learner(dls, Sensitive(), loss_func=MixedLoss(3), lr=.1, cbs=[*teacher, watch, labels, *cbs])
+    learn = Learner(dls, Sensitive(), loss_func=MixedLoss(dls.task), lr=.1, cbs=[*teacher, watch, labels, *cbs])
     fit(learn.remove_cb(ProgressCallback), 8)
     return learn, watch
 
@@ -277,3 +280,84 @@ def test_who_labels_and_what_it_sees(source):
 def test_the_share_of_images_grows():
     random_share = [sum(decided(after).sum().item() for after in labelled(start=s, ramp=r)[1].after) for s, r in ((1.1, 0.), (0., 1.), (0., 0.))]
     assert random_share[0] == 0 < random_share[1] < random_share[2] == 16
+
+
+@pytest.mark.parametrize('progress, share', [(0, 0), (.2, 0), (.3, .5), (.4, 1), (1, 1)])
+def test_ramp_up(progress, share): assert ramp_up(progress, start=.2, ramp=.2) == pytest.approx(share)
+
+@pytest.mark.parametrize('progress, share', [(.19, 0), (.2, 1), (1, 1)])
+def test_no_ramp_is_a_step(progress, share): assert ramp_up(progress, start=.2, ramp=0) == share
+
+
+@pytest.mark.parametrize('drawn, share, chosen', [(0., 0., False), (.5, .5, False), (.4999, .5, True), (.9999, 1., True)])
+def test_an_image_is_chosen_with_the_ramps_probability(monkeypatch, drawn, share, chosen):
+    "`random()` is in [0, 1): at a share of 0 no image may be chosen, at 1 every one must be."
+    monkeypatch.setattr(pseudolabels, 'ramp_up', lambda *_: share)
+    monkeypatch.setattr(random, 'random', lambda: drawn)
+    learn, watch = labelled()
+    assert {decided(after).all().item() for after in watch.after} == {chosen}
+
+
+@pytest.mark.parametrize('p, certain, possible', [(0, 0, 0), (.25, 0, 0), (.2501, 0, 1), (.5, 0, 1), (.7499, 0, 1), (.75, 1, 1), (1, 1, 1)])
+def test_thresholds_of_overlapping_classes(p, certain, possible):
+    "At the threshold for, at one minus the threshold against; in between open."
+    open_ = class_sets(torch.tensor([[[0b01]]]), torch.tensor([[[0b11]]]))
+    out = prune_candidates(open_, torch.tensor([.5, p]).view(1, 2, 1, 1), threshold=.75, overlapping=True)
+    assert (out.certain.item() >> 1, out.possible.item() >> 1) == (certain, possible)
+
+
+@pytest.mark.parametrize('overlapping', [False, True])
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+def test_a_diverged_teacher_is_refused(overlapping, bad):
+    open_ = class_sets(torch.zeros(1, 1, 1).long(), torch.full((1, 1, 1), 0b11))
+    with pytest.raises(ValueError, match='lower the learning rate'):
+        prune_candidates(open_, torch.tensor([.5, bad]).view(1, 2, 1, 1), overlapping=overlapping)
+
+
+class Recorder:
+    "As much of a learner as `StrongAugment` needs."
+    def __init__(self, x): self.xb = (x,)
+    @property
+    def x(self): return self.xb[0]
+
+def augmented(x, seed=0, **strengths):
+    augment = StrongAugment(**(dict(contrast=0., brightness=0., noise=0.) | strengths))
+    augment.learn = Recorder(x)
+    torch.manual_seed(seed)
+    augment.before_batch()
+    return augment.learn.x
+
+def drawn(n, seed=0):
+    "Contrast, brightness and noise of each image, in -1..1, as the callback draws them first."
+    torch.manual_seed(seed)
+    return torch.rand(3, n, 1, 1, 1)*2 - 1
+
+def test_signs_of_the_augmentation():
+    "A positive draw raises contrast and brightness, a negative one lowers them; noise is added, and its strength is a size."
+    x = torch.randn(5, 1, 6, 7)
+    gain, shift, noise = drawn(5)
+    assert (gain > 0).any() and (gain < 0).any() and (shift > 0).any() and (shift < 0).any() and (noise < 0).any()
+    torch.testing.assert_close(augmented(x, contrast=.3), x * (1 + .3*gain))
+    torch.testing.assert_close(augmented(x, brightness=.4), x + .4*shift)
+    drawn(5)
+    added = torch.randn_like(x)
+    torch.testing.assert_close(augmented(x, noise=.2), x + .2*noise.abs()*added)
+
+def test_augmentation_of_channels_is_that_of_the_image():
+    x = torch.ones(4, 3, 5, 5)
+    out = augmented(x, contrast=.3, brightness=.4)
+    assert torch.equal(out, out[:, :1, :1, :1].expand_as(x)) and len(out[:, 0, 0, 0].unique()) == 4
+
+def test_default_strengths():
+    augment = StrongAugment()
+    assert (augment.contrast, augment.brightness, augment.noise) == (.25, .25, .2)
+
+
+def test_overlapping_tasks_have_sigmoids():
+    "The probabilities, and so the labels, are those of the task."
+    learn, _ = labelled(start=2.)
+    x = Fields().x
+    learn.dls.task = Task(('background', 'a', 'b'), overlapping=True)
+    learn.pseudo_labels.learn = learn
+    logits = learn.teacher.eval()(x)[0]
+    torch.testing.assert_close(learn.pseudo_labels.predict(x), logits.sigmoid())

@@ -330,19 +330,19 @@ def grey_levels(image:Tensor|np.ndarray # (H, W) or (channels, H, W), of which t
     low, high = np.percentile(grey, (.5, 99.5))
     return (255*np.clip((grey-low)/max(high-low, 1e-9), 0, 1)).astype(np.uint8)
 
-# %% ../nbs/04_show.ipynb #715160b1
+# %% ../nbs/04_show.ipynb #510fffbb
 def _curves(ax, history, columns):
     for c, colour in zip(columns, _PALETTE):
-        ax.plot(history.epoch + 1, history[c], 'o-', ms=4, color=colour, label=c.replace('_', ' '))
+        ax.plot(history.index + 1, history[c], 'o-', ms=4, color=colour, label=c.replace('_', ' '))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel('epoch')
     ax.legend(frameon=False, fontsize=9)
 
-def show_history(history:pd.DataFrame # epoch, train_loss, valid_loss, and a column for each score
+def show_history(history:pd.DataFrame # a row for each epoch; train_loss, valid_loss, and a column for each score
 ) -> Figure: # losses and scores
     "Draw losses and validation scores by epoch."
     fig, axs = plt.subplots(1, 2, figsize=(8, 2.4), layout='constrained')
     losses = [c for c in history if c.endswith('_loss')]
     _curves(axs[0], history, losses)
-    _curves(axs[1], history, [c for c in history if c not in ('epoch', 'time', *losses)])
+    _curves(axs[1], history, [c for c in history if c not in losses])
     return fig

@@ -1,5 +1,5 @@
 "Every experiment notebook at smoke size, run as a user runs it: through make, Snakemake and papermill, in a copy of the checkout."
-import json, re, shutil
+import json, os, re, shutil, signal, subprocess, sys, time
 
 import numpy as np
 import pandas as pd
@@ -8,14 +8,13 @@ from PIL import Image
 
 from conftest import ROOT, call, make
 from mlds.phantoms.oct import save_phantoms
-from mlds.study.plan import ARMS, LOWER_NAMES, PAPER1, PAPER2, make_plan
+from mlds.study.plan import ARMS, AUX_NAMES, PAPERS, make_plan
+from mlds.study.results import read_results, table_values
 
-ALWAYS = {'params.json', 'manifest.json', 'metrics.json', 'environment.json'}
-KEPT = dict(train={'history.csv', 'per_image.csv', 'examples.npz', 'teaching.npz'}, joint={'history.csv', 'per_image.csv', 'examples.npz'},
-            classify={'auroc.csv', 'probs.csv'}, localise={'localisation.csv', 'gallery.npz'}, explain=set(), pretrain={'history.csv'},
-            finetune={'scores.csv', 'curves.csv'})
-LEFT = dict(train={'weights.safetensors'}, joint=set(), classify={'weights.safetensors'}, localise=set(), explain={'doll'},
-            pretrain={'weights.safetensors', 'weights.md'}, finetune=set())
+RESULTS = [r for paper in PAPERS.values() for r in paper['results']]
+KEPT = dict(train={'per_image.csv', 'curves.csv', 'examples.npz', 'model.safetensors', 'model.safetensors.md'},
+            classify={'per_case.csv', 'model.safetensors', 'model.safetensors.md'}, explain={'doll'},
+            localise={'per_image.csv', 'per_case.csv', 'examples.npz'})
 
 
 def papermill(notebook, folder, **params):
@@ -27,47 +26,61 @@ def trained(folder, **params):
     "The only run in the folder, after train.ipynb with these parameters."
     done = papermill('train', folder, runs=folder/'runs', **params)
     assert done.returncode == 0, done.stderr
-    run, = (p.parent for p in (folder/'runs').glob('*/metrics.json'))
-    return run, json.loads((run/'metrics.json').read_text())
+    run, = (p.parent for p in (folder/'runs').glob('*/run.json'))
+    return run, record(run)['metrics']
+
+def record(run): return json.loads((run/'run.json').read_text())
 
 def plan_of(copy): return make_plan(copy/'settings.ini', 'smoke', runs=copy/'runs')
 
 def drawn(folder): return {f.name: f.read_text() for f in folder.glob('*.[cm][sd]*')}
 
+def exported(folder): return {f.relative_to(folder): f.read_bytes() for f in folder.rglob('*.*')}
+
 
 def test_one_command_makes_everything(smoke):
     copy, said = smoke
     plan, folder = plan_of(copy), copy/'figures/smoke'
-    assert said.startswith(f"smoke: {len(plan['runs'])} runs, 0 of them finished")
-    assert f"[{len(plan['runs'])}/{len(plan['runs'])}]" in said
+    n = len(plan['runs'])
+    assert said.startswith(f'smoke: {n} runs, 0 of them finished')
+    counted = [int(k) for k in re.findall(rf'^\[(\d+)/{n}\] .+, \d+ s$', said, flags=re.M)]
+    assert len(counted) == n and max(counted) == n
     assert (folder/'table2.md').read_text().strip() in said
-    for name in PAPER1 + PAPER2:
+    for name in RESULTS:
         assert f'figures/smoke/{name}.png' in said
         assert np.asarray(Image.open(folder/f'{name}.png').convert('L')).std() > 5
         assert 'Profile smoke: 64x64 pixels' in (folder/f'{name}.md').read_text()
-        origin = json.loads((folder/f'{name}.json').read_text())
-        assert set(origin) <= set(plan['runs'])
 
 def test_runs_are_complete(smoke):
     copy, _ = smoke
-    plan = plan_of(copy)
-    for run, params in plan['runs'].items():
-        assert {f.name for f in (copy/'runs'/run).iterdir()} == ALWAYS | KEPT[plan['notebook'][run]] | LEFT[plan['notebook'][run]]
-        if plan['notebook'][run] != 'train': continue
-        drawn = json.loads((copy/'runs'/run/'metrics.json').read_text())['drawn']
-        n = params['iterations']*params['bs']
-        assert drawn == ({'mask': n} if params['kind'] == 'none' else {'mask': n, params['kind']: n})
+    for name, run in plan_of(copy)['runs'].items():
+        there = {f.name for f in (copy/'runs'/name).iterdir()}
+        assert {'run.json', '.run.json'} <= there and KEPT.get(run['notebook'], set()) <= there
+        assert not {f for f in there if f.startswith('checkpoint') or f.endswith('.tmp') or f == '.lock'}
+        assert (copy/'runs/logs'/f'{name}.ipynb').exists()
+        if run['notebook'] != 'train': continue
+        n = run['params']['iterations']*run['params']['bs']
+        assert record(copy/'runs'/name)['metrics']['drawn'] == {'mask': n} | ({run['params']['kind']: n} if run['params']['kind'] != 'none' else {})
     assert not list((copy/'runs').glob('*.partial'))
 
-@pytest.mark.parametrize('table, rows', [('table1', LOWER_NAMES.values()), ('table2', ARMS)])
+@pytest.mark.parametrize('table, rows', [('table1', AUX_NAMES.values()), ('table2', ARMS)])
 def test_numbers_are_those_of_the_runs(smoke, table, rows):
     copy, _ = smoke
     found = pd.read_csv(copy/f'figures/smoke/{table}.csv', dtype={'column': str}).set_index(['row', 'column', 'seed']).value
-    for c in plan_of(copy)[table]:
-        metrics = json.loads((copy/'runs'/c['run']/'metrics.json').read_text())
-        assert found[c['row'], str(c['column']), c['seed']] == pytest.approx(metrics['mean_iou'])
-    assert set(found.index.get_level_values('row')) == set(rows)
-    assert len(found) == len(plan_of(copy)[table])
+    cells = [c for c in plan_of(copy)['cells'] if c['table'] == table]
+    for c in cells: assert found[c['row'], c['column'], c['seed']] == pytest.approx(record(copy/'runs'/c['run'])['metrics']['mean_iou'])
+    assert set(found.index.get_level_values('row')) == set(rows) and len(found) == len(cells)
+
+def test_results_hold_every_table(smoke):
+    "What is exported has a value in each cell, and counts that make the metrics."
+    copy, _ = smoke
+    results = read_results(copy/'runs/results/smoke')
+    values = table_values(results)
+    assert set(values.table) == {r for r in RESULTS if r.startswith('table')} and values.value.between(0, 1).all()
+    assert set(results.cells.table) == set(RESULTS)
+    run = results.runs[results.runs.notebook == 'train'].iloc[0]
+    sums = results.per_image[results.per_image.run == run.run].groupby('class')[['TP', 'FP', 'FN']].sum()
+    for name, s in sums.iterrows(): assert s.TP/s.sum() == pytest.approx(run[f'metric.iou.{name}'])
 
 def test_finished_runs_stay_as_they_are(smoke):
     copy, _ = smoke
@@ -78,80 +91,94 @@ def test_finished_runs_stay_as_they_are(smoke):
     assert times() == before
 
 def test_a_removed_run_is_done_again(smoke):
+    "The others of its job stay, although Snakemake takes their declared output away."
     copy, _ = smoke
-    file = copy/'runs'/plan_of(copy)['table2'][1]['run']/'per_image.csv'
+    name = next(c['run'] for c in plan_of(copy)['cells'] if c['table'] == 'table2')
+    others = {f: f.stat().st_mtime_ns for f in (copy/'runs').glob('*/run.json') if f.parent.name != name}
+    file = copy/'runs'/name/'per_image.csv'
     before = drawn(copy/'figures/smoke'), file.read_text()
     shutil.rmtree(file.parent)
     make('reproduce', 'PROFILE=smoke', 'CORES=2', cwd=copy)
     assert (drawn(copy/'figures/smoke'), file.read_text()) == before
+    assert {f: f.stat().st_mtime_ns for f in others} == others
 
-def test_redrawn_from_what_is_committed(smoke):
+def test_redrawn_and_compared_with_what_is_committed(smoke):
     copy, _ = smoke
     make('results', 'PROFILE=smoke', cwd=copy)
-    for run, notebook in plan_of(copy)['notebook'].items():
-        assert {f.name for f in (copy/'results/smoke'/run).iterdir()} - {'weights.md'} == ALWAYS | KEPT[notebook]
+    assert exported(copy/'results/smoke') == exported(copy/'runs/results/smoke')
+    assert sum(f.stat().st_size for f in (copy/'results/smoke').rglob('*')) < 3e6
     make('redraw', 'PROFILE=smoke', 'FIGURES=again', cwd=copy)
     assert drawn(copy/'again/smoke') == drawn(copy/'figures/smoke')
-    assert len(drawn(copy/'again/smoke')) == 6 + 11
+    assert make('compare', 'PROFILE=smoke', cwd=copy).splitlines()[-1] == 'agrees'
+    runs = pd.read_csv(copy/'results/smoke/runs.csv')
+    runs.assign(**{'metric.mean_iou': 1 - runs['metric.mean_iou']}).to_csv(copy/'results/smoke/runs.csv', index=False)
+    assert re.fullmatch(r'differs in \d+ of \d+ cells', make('compare', 'PROFILE=smoke', cwd=copy).splitlines()[-1])
 
 def test_a_table_without_its_runs(tmp_path):
-    done = papermill('table1', tmp_path, runs=tmp_path, figures=tmp_path)
+    done = papermill('table1', tmp_path, results=tmp_path, figures=tmp_path)
     assert done.returncode and 'run the experiments of this profile first' in done.stderr
 
 
 def test_a_cell_of_the_phantoms(tmp_path):
-    run, metrics = trained(tmp_path, kind='tags', teacher='self', lower='upsample', masks=4, size='32x48', precision='bf16')
-    assert metrics['drawn'] == {'mask': 24, 'tags': 24}
+    run, metrics = trained(tmp_path, kind='image labels', teacher='self-training', aux_supervision='upsample', masks=4, size='32x48', precision='bf16')
+    assert metrics['drawn'] == {'mask': 24, 'image labels': 24}
     assert 0 <= metrics['mean_iou'] <= 1 and set(metrics['iou']) == {'background', 'IRF', 'SRF', 'PED'}
-    counts = pd.read_csv(run/'per_image.csv').drop(columns=['id', 'group']).to_numpy()
-    assert (counts >= 0).all() and (counts[:, 0] > 0).all()
+    counts = pd.read_csv(run/'per_image.csv')
+    assert (counts[['TP', 'FP', 'FN']] >= 0).all(axis=None) and (counts[counts['class'] == 'background'].TP > 0).all()
 
-def scores(folder): return {p.parent.name: json.loads(p.read_text()) | dict(seconds=0) for p in folder.glob('*/metrics.json')}
-
-def test_seeds_in_one_process_are_those_alone(tmp_path):
-    "A run does not depend on what its process did before."
-    for part, given in (('both', dict(seeds='0 1')), ('alone', dict(seed=1))):
-        done = papermill('train', tmp_path, runs=tmp_path/part, kind='boxes', teacher='ema', iterations=8, **given)
-        assert done.returncode == 0, done.stderr
-    both, alone = scores(tmp_path/'both'), scores(tmp_path/'alone')
-    assert len(both) == 2 and len(alone) == 1
-    assert alone.items() <= both.items()
+def test_a_killed_training_goes_on(tmp_path):
+    "The real thing, once: torn out of its training, with kernel and all, then run again."
+    given = dict(masks=3, kind='boxes', teacher='mean-teacher', size='32x48', iterations=40, epochs=20)
+    whole, metrics = trained(tmp_path/'whole', **given)
+    arguments = [str(x) for k, v in (given | dict(runs=tmp_path/'torn/runs')).items() for x in ('-p', k, v)]
+    (tmp_path/'torn').mkdir()
+    torn = subprocess.Popen([sys.executable, '-m', 'papermill', '--no-progress-bar', '-k', 'python3', 'nbs/experiments/train.ipynb',
+                             tmp_path/'torn/out.ipynb', *arguments], cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    while torn.poll() is None and not list((tmp_path/'torn/runs').glob('*.partial/checkpoint.pt')): time.sleep(.02)
+    os.killpg(torn.pid, signal.SIGKILL)
+    torn.wait()
+    assert not list((tmp_path/'torn/runs').glob('*/run.json'))
+    time.sleep(3) # the kernel notices that its parent is gone
+    run, again = trained(tmp_path/'torn', **given)
+    assert run.name == whole.name and again == metrics and len(record(run)['environment']['earlier']) == 1
 
 def test_a_cell_of_a_folder(tmp_path):
     "Images of another size than the training's, classes and splits of the folder's own; the scores are those of the full-sized masks."
-    data = save_phantoms(tmp_path/'mine', 6, 3, (48, 64))
+    data = save_phantoms(tmp_path/"Anna's scans", 6, 3, (48, 64))
     for f in (data/'masks').iterdir(): Image.fromarray((np.asarray(Image.open(f)) > 0).astype(np.uint8)).save(f)
     (data/'classes.txt').write_text('background\nfluid\n')
     labels = pd.read_csv(data/'labels.csv')[['id', 'group']]
     sides = dict(zip(sorted(labels.group.unique()), ('test', 'test', 'valid', 'train', 'train', 'train')))
     labels.assign(split=labels.group.map(sides)).to_csv(data/'labels.csv', index=False)
-    run, metrics = trained(tmp_path, data=data, kind='boxes', teacher='ema', masks=2, size='32x40', positive_only=False)
+    run, metrics = trained(tmp_path, data=data, kind='boxes', teacher='mean-teacher', masks=2, size='32x40', positive_only=False)
     assert metrics['drawn'] == {'mask': 24, 'boxes': 24} and list(metrics['iou']) == ['background', 'fluid']
-    rows = pd.read_csv(run/'per_image.csv')
+    rows = pd.read_csv(run/'per_image.csv').query('`class` == "fluid"')
     assert set(rows.group) == {'v000', 'v001'} and len(rows) == 6
-    assert (rows['fluid TP'] + rows['fluid FN']).tolist() == [(np.asarray(Image.open(data/'masks'/f'{i}.png')) > 0).sum() for i in rows.id]
-
-@pytest.mark.parametrize('name, value, words', [
-    ('mask', 3, "unknown parameter 'mask'. Did you mean 'masks'"),
-    ('teacher', 'emma', "'teacher'"),
-    ('seeds', '0, 1', "write whole numbers with spaces between"),
-    ('size', '64x', "write HEIGHTxWIDTH")])
-def test_a_parameter_that_is_refused(tmp_path, name, value, words):
-    done = papermill('train', tmp_path, runs=tmp_path/'runs', **{name: value})
-    assert done.returncode and words in done.stderr
-    assert not list(tmp_path.glob('runs/*/metrics.json'))
+    assert (rows.TP + rows.FN).tolist() == [(np.asarray(Image.open(data/'masks'/f'{i}.png')) > 0).sum() for i in rows.id]
 
 
-@pytest.mark.parametrize('profile, apart', [('smoke', ''), ('quick', ''), ('quick', 'true'), ('full', '')])
-def test_what_a_profile_would_do(checkout, tmp_path, profile, apart):
-    runs, figures = tmp_path/'runs', tmp_path/'figures'
-    done = call('snakemake', '--dry-run', '--nolock', '--cores', 1, '--config', f'profile={profile}', f'runs={runs}', f'figures={figures}', f'apart={apart}', cwd=checkout)
+@pytest.mark.parametrize('profile, job_per_run', [('smoke', ''), ('quick', ''), ('quick', 'true'), ('full', '')])
+def test_what_a_profile_would_do(checkout, tmp_path, profile, job_per_run):
+    done = call('snakemake', '--dry-run', '--nolock', '--cores', 2, '--config', f'profile={profile}', f'runs={tmp_path}/runs',
+                f'job_per_run={job_per_run}', cwd=checkout)
     assert done.returncode == 0, done.stderr
-    jobs = dict(re.findall(r'^(\w+) +(\d+)$', done.stdout + done.stderr, flags=re.M))
-    n = len(make_plan(ROOT/'settings.ini', profile)['runs' if apart else 'jobs'])
-    assert jobs == {'all': '1', 'draw': '10', 'phantoms': '1', 'train': str(n), 'total': str(n+12)}
+    jobs = re.findall(r'^(\w+) +(\d+)$', done.stdout + done.stderr, flags=re.M)
+    plan = make_plan(ROOT/'settings.ini', profile, cores=0 if job_per_run else 2)
+    kinds = [re.sub('_.*', '', name) for name, n in jobs if name != 'total']
+    assert kinds.count('run') == len(plan['jobs']) <= len(plan['runs'])
+    assert {k: kinds.count(k) for k in set(kinds) - {'run'}} == dict(all=1, phantoms=1, export=1, draw=1 if job_per_run else 2)
 
-@pytest.mark.parametrize('args, words', [(['PROFILE=fast'], "profile 'fast' is unknown"), (['DATA=nowhere'], 'nowhere/labels.csv does not exist')])
+@pytest.mark.parametrize('args, words', [(['PROFILE=fast'], "profile 'fast' is unknown"), (['DATA=nowhere'], 'nowhere/labels.csv does not exist'),
+                                         (['RUNS=Makefile'], 'choose another folder with RUNS=FOLDER')])
 def test_a_wrong_word_after_make(checkout, args, words):
     done = call('make', '-s', '-o', 'install', 'reproduce', *args, cwd=checkout)
     assert done.returncode and words in done.stderr and 'Traceback' not in done.stderr
+
+def test_a_folder_with_an_apostrophe(checkout, tmp_path):
+    "Through make, Snakemake and the shell."
+    data = save_phantoms(tmp_path/"Anna's scans", 6, 3, (48, 64))
+    small = '\n[small]\nbudgets = 2\nseeds = 0\nsize = 32x48\niterations = 2\nepochs = 1\nbs = 1\nwidth = 2\ndepth = 2\nresults = table2\n'
+    (checkout/'settings.ini').write_text((ROOT/'settings.ini').read_text() + small)
+    try: said = make('reproduce', 'PROFILE=small', f'DATA={data}', f'RUNS={tmp_path}/my runs', f'FIGURES={tmp_path}/my figures', cwd=checkout)
+    finally: shutil.copy2(ROOT/'settings.ini', checkout)
+    assert said.startswith("small-Anna's scans: 6 runs") and (tmp_path/"my figures/small-Anna's scans/table2.md").exists()

@@ -1,6 +1,5 @@
 "Notebooks, modules, README, requirements and profiles agree with one another."
 import ast, json, re, sys
-from configparser import ConfigParser
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from conftest import ROOT, call, git_files, make
-from mlds.study.plan import PAPER1, PAPER2, SCHEMAS, make_plan, read_chest_profile, read_profile
+from mlds.study.plan import PAPERS, make_plan
 
 README = (ROOT/'README.md').read_text()
 CHAPTERS = sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))
@@ -121,36 +120,7 @@ def test_no_large_file_is_committed():
     assert not [str(p) for p in git_files() if (ROOT/p).stat().st_size > 3e6]
 
 
-@pytest.mark.parametrize('data', ['phantoms', 'a folder'])
-def test_every_profile_is_valid(data):
-    ini = ConfigParser(inline_comment_prefixes='#')
-    ini.read(ROOT/'settings.ini')
-    profiles = [s for s in ini.sections() if s != 'data' and ' ' not in s]
-    assert {'smoke', 'quick', 'full'} <= set(profiles)
-    parts = {s.removesuffix(' folder').partition(' ')[::2] for s in ini.sections() if ' ' in s}
-    assert {p for p, _ in parts} <= set(profiles) and {n for _, n in parts} <= {'', 'chest', *SCHEMAS} - {'train'}
-    for profile in profiles:
-        params, budgets, seeds, results = read_profile(ROOT/'settings.ini', profile, data)
-        assert params['profile'] == profile and params['iterations'] % params['epochs'] == 0
-        assert sorted(set(budgets)) == budgets and len(budgets) >= 2 and len(set(seeds)) == len(seeds) >= 1
-
-@pytest.mark.parametrize('profile', ['smoke', 'quick', 'full'])
-def test_every_profile_is_valid_for_paper_2(profile):
-    chest = read_chest_profile(ROOT/'settings.ini', profile)
-    for name in ('classify', 'pretrain', 'finetune', 'joint'): assert chest[name]['iterations'] % chest[name]['epochs'] == 0
-    for name in ('pretrain', 'finetune', 'joint'): assert chest[name]['encoder'] == chest['archs'][0], 'the backbone comes from the first member'
-    assert len({(chest[n]['data_seed'], chest[n]['images'], chest[n]['size']) for n in SCHEMAS if n != 'train'}) == 1
-    assert {chest['pretrain'][k] == chest['finetune'][k] for k in ('width', 'head_width', 'leak')} == {True}
-
-@pytest.mark.parametrize('notebook', SCHEMAS)
-def test_notebooks_have_the_parameters_of_the_plan(notebook):
-    cell, = (c.source for c in nbformat.read(ROOT/f'nbs/experiments/{notebook}.ipynb', 4).cells if 'parameters' in c.metadata.get('tags', []))
-    found, schema = {}, SCHEMAS[notebook]
-    exec(cell, {}, found)
-    assert found == {k: p.default for k, p in schema.items()}
-    assert {k: type(v) for k, v in found.items()} == {k: type(p.default) for k, p in schema.items()}
-
 def test_drawing_notebooks_share_their_parameters():
     cells = {n: [c.source for c in nbformat.read(ROOT/f'nbs/experiments/{n}.ipynb', 4).cells if 'parameters' in c.metadata.get('tags', [])]
-             for n in PAPER1 + PAPER2}
+             for paper in PAPERS.values() for n in paper['results']}
     assert len({json.dumps(c) for c in cells.values()}) == 1 and len(cells['table1']) == 1

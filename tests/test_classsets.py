@@ -7,7 +7,7 @@ from fastai.vision.augment import PadMode
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from mlds.classsets import (EVERYTHING, MAX_CLASSES, ClassSets, cell_pool, class_sets, confined, decode, encode, from_labels,
+from mlds.classsets import (EVERYTHING, MAX_CLASSES, ClassSets, cell_pool, class_sets, in_single_cell, decode, encode, from_labels,
                             nothing_known, or_pool, pack, pyramid, region_classes, resize, to_labels, unpack)
 
 check = lambda *strategies, n=60: lambda f: settings(max_examples=n, deadline=None)(given(*strategies)(f))
@@ -90,11 +90,11 @@ def test_or_pool_to_an_impossible_size(size):
 
 
 @check(seeds, side, side, st.integers(1, 12))
-def test_confined_bits_are_in_one_cell(seed, h, w, bits):
+def test_bits_in_a_single_cell(seed, h, w, bits):
     x = torch.randint(0, 1 << bits, (2, h, w), generator=torch.Generator().manual_seed(seed))
     for _ in range(5): x = x & torch.randint(0, 1 << bits, x.shape, generator=torch.Generator().manual_seed(seed+_+1))
     expect = [encode(k for k in range(bits) if (one >> k & 1).sum() == 1) for one in x]
-    assert confined(x).tolist() == expect
+    assert in_single_cell(x).tolist() == expect
 
 
 @check(st.integers(1, 62), st.data())

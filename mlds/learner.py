@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TEACHERS', 'MeanAUROC', 'MixedLearner', 'make_learner', 'progress', 'fit', 'ScoreCurve', 'probabilities', 'predict',
-           'predict_folder', 'Scores', 'evaluate']
+           'predict_folder', 'Scores', 'evaluate', 'show_examples', 'mixed_precision', 'device_name']
 
-# %% ../nbs/20_learner.ipynb #47ed31a1
+# %% ../nbs/20_learner.ipynb #610f19e2
 import os, sys, time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +18,8 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.hook import module_summary  # gives Learner summary
 from fastai.callback.progress import ProgressCallback  # gives Learner no_bar
 from fastai.callback.schedule import Learner  # with fit_one_cycle
 from fastai.data.core import DataLoaders
@@ -31,21 +33,22 @@ from fastprogress.fastprogress import progress_bar
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from .catalogue import task_of
 from .checkpoints import Checkpoint
-from .classsets import ClassSets, class_sets, unpack
+from .classsets import class_sets, ClassSets, to_labels, unpack
 from .dataloaders import CatalogueDataset, prepare_image
 from .files import read_image, write_mask
 from .labels import MaskedBCE, apply_policy, positive_weights
 from .metrics import ForegroundDice, ForegroundIoU, auroc_table, known_classes, overlap_counts, score_table
 from .models import Classifier, ModelSpec, best_model, load_model, make_network
 from .pseudolabels import PseudoLabels, StrongAugment
-from .show import colour_image, example_grid
+from .show import colour_image, example_grid, grey_levels
 from .supervision import MixedLoss
 from .task import Task
 from .teacher import MeanTeacher
-from .transfer import TUNE, add_adapters, set_trainable, start_from, trained_groups
+from .transfer import Adapter, add_adapters, set_trainable, start_from, trained_groups
 
 # %% ../nbs/20_learner.ipynb #1b5c43aa
 TEACHERS = ('none', 'self-training', 'mean-teacher')
@@ -61,7 +64,7 @@ def _teaching(teacher='mean-teacher', decay=.99, threshold=.9, start=.3, ramp=.3
 # %% ../nbs/20_learner.ipynb #4cb98505
 _fused_adamw = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True, foreach=False)
 
-# %% ../nbs/20_learner.ipynb #41b5ef4a
+# %% ../nbs/20_learner.ipynb #731b3557
 class MeanAUROC(Metric):
     "Mean area under the ROC curve over the observations whose validation labels show both sides."
     name = 'mean_auroc'
@@ -70,6 +73,7 @@ class MeanAUROC(Metric):
         self.parts.append((learn.pred.detach().float().cpu(), learn.yb[0].detach().cpu()))
     @property
     def value(self):
+        if not self.parts: return None
         logits, labels = (torch.cat(part) for part in zip(*self.parts))
         names = [str(i) for i in range(labels.shape[1])]
         table = auroc_table(logits, labels, range(len(labels)), names, blank='ignore', least=1, n=1)
@@ -123,6 +127,16 @@ def show(self:ClassSets, ctx=None, **kwargs):
     ax.imshow(colour_image(self, n), interpolation='nearest')
     return ax
 
+# %% ../nbs/20_learner.ipynb #b00370f0
+class _Text(str): "Text with attributes."
+
+@patch
+def gather_args(self:MixedLearner):
+    "What the W&B callback writes down about a training."
+    spec = self.model.spec
+    told = dict(task=spec.task, network=spec.network, size=spec.size, normalise=spec.normalise, callbacks=self.cbs)
+    return {k: _Text(v) for k, v in told.items()}
+
 # %% ../nbs/20_learner.ipynb #84b04bc6
 def _network_of(start):
     "Arguments of `make_network` for a network that starts from another."
@@ -155,7 +169,7 @@ def _set_grey_values(model, dataset, n=256):
     model.mean.fill_(x.mean())
     model.std.fill_(x.std())
 
-# %% ../nbs/20_learner.ipynb #fe9bf2d1
+# %% ../nbs/20_learner.ipynb #766b291a
 def _new_network(dls, network, start):
     size = dls.size and tuple(dls.size)
     model = make_network(dls.task, **(network or _network_of(start)), size=size)
@@ -168,7 +182,8 @@ def _starting_network(dls, model, network, start, tune):
     if model is None: model = _new_network(dls, network, start)
     _check_model(model, dls.task)
     if start is not None: start_from(model, start)
-    if tune and 'adapters' in tune and not model.spec.network['adapters']: add_adapters(model)
+    adapted = any(isinstance(m, Adapter) for m in model.modules())
+    if tune and 'adapters' in tune and not adapted: add_adapters(model)
     return _describe(set_trainable(model, tune) if tune else model, dls)
 
 # %% ../nbs/20_learner.ipynb #170094d7
@@ -178,13 +193,13 @@ def _loss_and_callbacks(dls, teacher, aux_supervision, loss, teaching):
     weights = positive_weights(dls.train.dataset.labels, dls.task.classes, **(loss or {}))
     return MaskedBCE(weights), []
 
-# %% ../nbs/20_learner.ipynb #395972fa
+# %% ../nbs/20_learner.ipynb #3ec61555
 def make_learner(dls:DataLoaders, # from `make_dataloaders`
                  model:nn.Module|None=None, # the network; built by `make_network` if not given
                  teacher:str='mean-teacher', # one of `TEACHERS`; image labels have none
                  aux_supervision:str='mlds-sigmoid', # of the auxiliary heads, see `MixedLoss`
                  start:nn.Module|Learner|str|Path|None=None, # to start from: a network, a learner, a model file
-                 tune:str|None=None, # what is trained, one of `TUNE`; what the network says if not given: all of a new one
+                 tune:str|None=None, # what is trained, one of `TUNE`; as the network is if not given: all of a new one
                  network:dict|None=None, # arguments of `make_network`
                  loss:dict|None=None, # further arguments of `MixedLoss`, or of `positive_weights`
                  teaching:dict|None=None, # decay, threshold, start, ramp; augment=False: images are not perturbed
@@ -226,7 +241,7 @@ def progress(items:Iterable, # to go through
     watched = _watched() if bar is None else bar
     return iter(progress_bar(items, total=total, leave=False)) if watched else _lines(items, total, f'{name} '.lstrip())
 
-# %% ../nbs/20_learner.ipynb #4195c974
+# %% ../nbs/20_learner.ipynb #5fd464cf
 class _Lines(Callback):
     "A line for each epoch: losses, scores, time left."
     order, run_valid = Recorder.order+1, False
@@ -235,7 +250,8 @@ class _Lines(Callback):
         if self.first is None: self.first, self.began, self.last = self.epoch, time.time(), time.time()
     def after_batch(self):
         if time.time() - self.last < self.every: return
-        self.tell(f'iteration {self.iter+1}/{self.n_iter} | loss {self.smooth_loss.item():.4f}', (self.iter+1)/self.n_iter)
+        done = self.iter + 1
+        self.tell(f'iteration {done}/{self.n_iter} | loss {self.smooth_loss.item():.4f}', done/self.n_iter)
     def after_epoch(self):
         named = zip(self.recorder.metric_names[1:-1], self.recorder.log[1:])
         self.tell(' | '.join(f'{k} {v:.4f}' for k, v in named if v is not None), 1.)
@@ -320,12 +336,13 @@ def probabilities(model:nn.Module, # with a `spec`; put into evaluation mode
     mirrored = probabilities(model, x.flip(-1))
     return (p + (mirrored.flip(-1) if p.ndim == 4 else mirrored))/2
 
-# %% ../nbs/20_learner.ipynb #ea6e2583
+# %% ../nbs/20_learner.ipynb #911b6aa1
 def _one_model(model):
     if isinstance(model, Learner): return best_model(model)
     if isinstance(model, (str, Path)): return load_model(model).to(default_device())
     if hasattr(model, 'spec'): return model.eval()
-    raise ValueError(f"the {type(model).__name__} has no description: set its `spec`, a ModelSpec, or pass a model file")
+    raise ValueError(f"the {type(model).__name__} has no description: set its `spec`, a ModelSpec, "
+                     "or pass a model file")
 
 def _all_models(model):
     "Networks with one task."
@@ -440,7 +457,7 @@ def _per_image(counts, rows, task):
     names = {k: rows[k].repeat(task.n_classes).tolist() for k in ('id', 'group')}
     return pd.DataFrame(names | {'class': list(task.classes)*len(rows)}).join(table)
 
-# %% ../nbs/20_learner.ipynb #691d9d50
+# %% ../nbs/20_learner.ipynb #158ffe11
 def _evaluate_pixels(models, rows, task, flip, bar):
     results = [_compare(_mean_probs(models, row.image, flip), row, task)
                for row in progress(rows.itertuples(), 'evaluate', len(rows), bar)]
@@ -450,7 +467,8 @@ def _evaluate_pixels(models, rows, task, flip, bar):
     return Scores(table, float(np.mean(known)), counts, _per_image(counts, rows, task), list(pred))
 
 def _evaluate_images(models, rows, task, flip, bar, **policy):
-    probs = torch.stack([_mean_probs(models, image, flip) for image in progress(rows.image, 'evaluate', len(rows), bar)])
+    images = progress(rows.image, 'evaluate', bar=bar)
+    probs = torch.stack([_mean_probs(models, image, flip) for image in images])
     labels = apply_policy(rows[list(task.classes)], **policy)
     known = ~labels.isnan()
     blank = rows.id[~known.any(1).numpy()]
@@ -471,3 +489,72 @@ def evaluate(model:nn.Module|Learner|str|Path|Sequence, # as for `predict`
     _check_model(models[0], task)
     if task.unit == 'image': return _evaluate_images(models, rows, task, flip, bar, **policy)
     return _evaluate_pixels(models, rows, task, flip, bar)
+
+# %% ../nbs/20_learner.ipynb #87ea0598
+@patch
+def summary(self:Scores) -> dict: # mean_iou, mean_dice; iou and dice by class; known, images, groups
+    "The scores of a segmentation as plain numbers."
+    classes, mean = self.table.iloc[:-1], self.table.iloc[-1]
+    return dict(mean_iou=mean.IoU, mean_dice=mean.Dice, iou=classes.IoU.to_dict(), dice=classes.Dice.to_dict(),
+                known=self.known, images=len(self.counts), groups=self.per_image.group.nunique())
+
+# %% ../nbs/20_learner.ipynb #4f71ceba
+def _richest(per_image, background, n):
+    "Ids of the images with the most foreground, one of each group."
+    shown = per_image[per_image['class'] != background]
+    area = shown.assign(area=shown.TP + shown.FN).groupby(['id', 'group'], sort=False).area.sum().reset_index()
+    return area.sort_values('area', ascending=False, kind='stable').drop_duplicates('group').id.tolist()[:n]
+
+def _first(pixels): return pixels if pixels.ndim == 2 else pixels[..., 0]
+
+def _annotated(row, shape, task):
+    "What is certain in an annotation, as class ids or class sets."
+    sets = row.annotation.class_sets(shape, task.n_classes).certain
+    return (sets if task.overlapping else to_labels(torch.where(sets == 0, 1, sets))).numpy()
+
+# %% ../nbs/20_learner.ipynb #da8a69a1
+@patch
+def examples(self:Scores,
+             rows:pd.DataFrame, # the catalogue that was evaluated
+             n:int=6 # images; fewer where groups are fewer, or images of other sizes
+) -> dict[str, np.ndarray]: # id (N,); image, target, pred (N, H, W): 8 bit, class ids or class sets; classes
+    "Images with annotation and prediction, as arrays."
+    task, rows, pred = task_of(rows), rows.set_index('id', drop=False), dict(zip(rows.id, self.pred))
+    ids = _richest(self.per_image, task.classes[0], n)
+    ids = [i for i in ids if pred[i].shape == pred[ids[0]].shape]
+    image = [grey_levels(_first(read_image(rows.image[i], task.channels))) for i in ids]
+    target = [_annotated(rows.loc[i], pred[i].shape, task) for i in ids]
+    arrays = dict(id=ids, image=image, target=target, pred=[pred[i] for i in ids])
+    return {k: np.stack(v) for k, v in arrays.items()} | dict(classes=np.array(task.classes))
+
+def show_examples(examples:dict[str, np.ndarray], # from `Scores.examples`
+                  task:Task # of the catalogue
+) -> Figure: # image, annotation, prediction
+    "Draw examples."
+    def sets(x): return class_sets(torch.as_tensor(x)) if task.overlapping else x
+    columns = dict(annotation=sets(examples['target']), prediction=sets(examples['pred']))
+    return example_grid(columns, examples['image'], task.classes)
+
+# %% ../nbs/20_learner.ipynb #55c748f7
+class _CPUPrecision(MixedPrecision):
+    "bf16 on a CPU."
+    def before_fit(self):
+        self.autocast = torch.autocast('cpu', torch.bfloat16)
+        self.learn.scaler, self.scales = GradScaler('cpu', enabled=False), L()
+
+def mixed_precision(precision:str='fp32' # 'fp32', 'bf16', or on a GPU 'fp16'
+) -> list[Callback]: # for `make_learner(..., cbs=)`
+    "The callbacks that a training in this arithmetic needs, on the device at hand."
+    if precision not in ('fp32', 'bf16', 'fp16'):
+        raise ValueError(f"precision={precision!r} is unknown: choose one of fp32, bf16, fp16")
+    if precision == 'fp32': return []
+    if default_device().type == 'cuda': return [MixedPrecision(precision)]
+    if precision == 'bf16': return [_CPUPrecision()]
+    raise ValueError("precision='fp16' needs a GPU: choose bf16 or fp32")
+
+# %% ../nbs/20_learner.ipynb #fb1b63f7
+def device_name() -> str: # e.g. 'NVIDIA H100 80GB HBM3' or 'CPU, 1 thread'
+    "What a training runs on."
+    if torch.cuda.is_available(): return torch.cuda.get_device_name()
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s'[:threads-1]}"

@@ -66,11 +66,12 @@ def _raise_problems(problems:Sequence[str], # a sentence each
     count = [f"{len(problems)} problems:"] if len(problems) > 1 else []
     raise error('\n'.join([*count, *problems[:most], *more]))
 
-# %% ../nbs/07_catalogue.ipynb #27d58c31
+# %% ../nbs/07_catalogue.ipynb #876a6c64
 def _wrong_rows(table, path):
     "Blank and repeated names in labels.csv, a line each."
     for column in ('id', 'group'):
-        for i in table.index[table[column] == '']: yield f"{path} row {i+2} ({table.id[i]}): {column} is blank"
+        for i in np.flatnonzero(table[column] == ''):
+            yield f"{path} row {i+2} ({table.id.iloc[i]}): {column} is blank"
     for i in table.id[table.id.duplicated()].unique(): yield f"{path}: id {i} occurs twice; give each image its own id"
 
 # %% ../nbs/07_catalogue.ipynb #8a78d8d2
@@ -127,13 +128,14 @@ def _catalogue_problems(cat):
     problems = [p for row in rows if (p := _row_problem(row, task))]
     return problems + (list(_split_problems(cat)) if 'split' in cat else [])
 
-# %% ../nbs/07_catalogue.ipynb #0692677d
+# %% ../nbs/07_catalogue.ipynb #a8d30734
 def check_catalogue(cat:Catalogue # columns id, group, image, annotation
 ) -> Catalogue: # the catalogue itself
     "Open every image and annotation, and raise all problems at once."
     missing = [c for c in ('id', 'group', 'image', 'annotation') if c not in cat]
     if missing: raise ValueError(f"the catalogue lacks the column(s) {', '.join(missing)}")
-    names = task_of(cat).classes if cat.task.unit == 'image' else []
+    task = task_of(cat)
+    names = task.classes if task.unit == 'image' else []
     wrong = [p for n in names for p in _wrong_labels(cat, n, 'the catalogue')]
     _raise_problems([*_wrong_rows(cat, 'the catalogue'), *wrong, *_catalogue_problems(cat)])
     return cat
@@ -236,16 +238,17 @@ def _read_boxes(folder, classes, ids, problems):
         boxes.setdefault(row.id, []).append([c, *(_number(row[k]) for k in columns)])
     return boxes
 
-# %% ../nbs/07_catalogue.ipynb #8032b682
-def _class_id(name, classes, where, problems):
+# %% ../nbs/07_catalogue.ipynb #60647ee2
+def _class_id(name, classes, where, problems, hint=''):
     if name in classes: return classes.index(name)
-    problems.append(f"{where}: class '{name}' is unknown; the classes are {', '.join(classes)}")
+    problems.append(f"{where}: class '{name}' is unknown; the classes are {', '.join(classes)}{hint}")
     return 1 # never used, as the problem is raised
 
-# %% ../nbs/07_catalogue.ipynb #edb1fa09
+# %% ../nbs/07_catalogue.ipynb #997743e5
 def _image_labels(text, classes, where, problems):
-    names = [n.strip() for n in text.split(';') if n.strip()]
-    return ImageLabels([c for n in names if (c := _class_id(n, classes, f"image labels of {where}", problems))])
+    names, hint = [n.strip() for n in text.split(';') if n.strip()], "; several labels are separated by ';'"
+    ids = [_class_id(n, classes, f"image labels of {where}", problems, hint) for n in names]
+    return ImageLabels([c for c in ids if c]) # the background says that there is nothing else
 
 # %% ../nbs/07_catalogue.ipynb #fd9aacbe
 def _kind_of(row, mask, boxes):
@@ -381,13 +384,14 @@ def _order_by_groups(train, seed):
 
 _ORDERS = {'classes': _order_by_classes, 'groups': _order_by_groups}
 
-# %% ../nbs/07_catalogue.ipynb #200f590f
+# %% ../nbs/07_catalogue.ipynb #a243c3eb
 def _count(n, of, name):
     "A number, a share or 'all' as a number of images."
-    whole = of if n == 'all' else max(1, round(n*of)) if isinstance(n, float) and 0 < n <= 1 else int(n)
-    if 1 <= whole <= of: return whole
-    raise ValueError(f"{name}={n!r} asks for {whole} images, but training has {of} images: ask for 1..{of}, "
-                     "a share between 0 and 1, or 'all'")
+    if n == 'all': return of
+    whole = max(1, round(n*of)) if isinstance(n, float) and 0 < n <= 1 else n
+    if whole in range(1, of+1): return int(whole)
+    raise ValueError(f"{name}={n!r} was asked for, but training has {of} images: ask for 1..{of}, "
+                     "a share between 0 and 1 (as a decimal number), or 'all'")
 
 # %% ../nbs/07_catalogue.ipynb #c41d09e9
 def _limit_pool(cat, pool, positive_only, seed):

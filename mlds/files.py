@@ -34,13 +34,20 @@ def _open(path, what):
     if pages > 1: raise ValueError(f"{what} {path} holds {pages} pages: save each as a file of its own")
     return image
 
-# %% ../nbs/02_files.ipynb #de1b8d01
-def _pixels(image, channels):
+# %% ../nbs/02_files.ipynb #91198b99
+def _pixels(image, channels, name):
     "The pixels of a PIL image as stored, in one or three channels."
     grey = image.mode in ('L', 'I', 'F') or image.mode.startswith('I;16')
-    if channels == 1: return np.array(image if grey else image.convert('L'))
+    if channels == 1: return np.array(image if grey else _grey(image, name))
     if channels == 3: return np.array(image.convert('RGB'))
-    raise ValueError(f"files of {channels} channels cannot be read: use 1 or 3, or keep the images as arrays")
+    raise ValueError(f"{name}: files of {channels} channels cannot be read; use 1 or 3, or keep the images as arrays")
+
+def _grey(image, name):
+    "A colour file as grey; raises if its channels differ by more than marks and compression do."
+    colours = np.asarray(image.convert('RGB'), dtype=float)
+    if np.ptp(colours, axis=-1).mean() > 8:
+        raise ValueError(f"{name} is in colour: convert it to grey, or say channels=3")
+    return image.convert('L')
 
 # %% ../nbs/02_files.ipynb #b6693ed8
 def _check_pixels(pixels, name, channels):
@@ -52,14 +59,15 @@ def _check_pixels(pixels, name, channels):
     if pixels.min() == pixels.max(): raise ValueError(f"{name} is constant ({pixels.min():g} everywhere): remove it")
     return pixels
 
-# %% ../nbs/02_files.ipynb #569814fd
+# %% ../nbs/02_files.ipynb #447718c6
 def read_image(source:np.ndarray|str|Path, # image or its file
                channels:int=1 # of the image
 ) -> np.ndarray: # float32 (H, W), or (H, W, channels) where there are several; as stored
     "Read an image; raises with the file's name if it is missing, unreadable, constant or holds NaN."
     if isinstance(source, np.ndarray): return _check_pixels(source.astype(np.float32), 'image', channels)
-    pixels = _pixels(_open(source, 'image'), channels)
-    return _check_pixels(pixels.astype(np.float32), f'image {source}', channels)
+    name = f'image {source}'
+    pixels = _pixels(_open(source, 'image'), channels, name)
+    return _check_pixels(pixels.astype(np.float32), name, channels)
 
 # %% ../nbs/02_files.ipynb #c6c8af94
 def image_size(source:np.ndarray|str|Path # image or its file

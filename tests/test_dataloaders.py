@@ -1,19 +1,18 @@
-"Batches of `mlds.dataloaders` with and without reading processes, their device and counts; prediction sees images as training does."
+"Batches of `mlds.dataloaders` with and without reading processes, their device and counts; budgets choose the images they always chose."
 from collections import Counter
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from fastai.torch_core import default_device
 from PIL import Image
 
-from mlds.annotations import Unlabelled
-from mlds.dataloaders import ClassSetDataset, mixed_dataloaders
-from mlds.catalogue import read_folder, split_groups, simulate_budget
-from mlds.learner import predict_image
+from mlds.annotations import Boxes
+from mlds.catalogue import Catalogue, read_folder, simulate_budget, split_groups, unlabelled_rows
+from mlds.dataloaders import CatalogueDataset, make_dataloaders, prepare_image
+from mlds.files import read_image
 from mlds.phantoms.oct import save_phantoms
-from mlds.unet import Prediction
+from mlds.task import Task
 
 torch.set_num_threads(1)
 
@@ -21,11 +20,12 @@ torch.set_num_threads(1)
 @pytest.fixture(scope='module')
 def eyes(tmp_path_factory):
     folder = save_phantoms(tmp_path_factory.mktemp('data')/'eyes', 8, 3, (32, 48), seed=1)
-    rows, classes = read_folder(folder)
-    return simulate_budget(split_groups(rows, seed=0), 5, 'boxes', len(classes), seed=0), classes
+    return simulate_budget(split_groups(read_folder(folder), seed=0), 5, 'boxes')
 
 
-def loaders(eyes, **kwargs): return mixed_dataloaders(*eyes, **{**dict(quota=dict(mask=2, boxes=3), iterations=4, tfms=[], seed=0), **kwargs})
+def loaders(cat, **kwargs):
+    defaults = dict(quota=dict(mask=2, boxes=3), iterations=4, tfms=[], seed=0)
+    return make_dataloaders(cat, **(defaults | kwargs))
 
 def who(dls):
     "For every training batch the positions of its images."
@@ -68,36 +68,94 @@ def test_a_batch_larger_than_its_kind(eyes):
 
 
 def test_validation_is_in_order_and_without_change(eyes):
-    dls = mixed_dataloaders(*eyes, quota=dict(mask=1, boxes=1), iterations=1)
+    dls = make_dataloaders(eyes, quota=dict(mask=1, boxes=1), iterations=1)
     seen = torch.cat([x.cpu() for x, _ in dls.valid])
-    assert torch.equal(seen, torch.stack([x for x, _ in dls.valid.dataset])) and len(seen) == (eyes[0].split == 'valid').sum()
+    assert torch.equal(seen, torch.stack([x for x, _ in dls.valid.dataset])) and len(seen) == (eyes.split == 'valid').sum()
 
 
-def row(folder, pixels):
+def stored(folder, pixels):
     Image.fromarray(pixels).save(folder/'a.png')
-    return pd.DataFrame(dict(id=['a'], image=[folder/'a.png'], annotation=[Unlabelled()]))
+    return unlabelled_rows(folder/'a.png', Task(['background', 'fluid']))
 
 
 @pytest.mark.parametrize('size', [(50, 70), (16, 20), (32, 48), (100, 30)])
 def test_images_of_any_size_become_items_of_one(tmp_path, size):
     pixels = np.random.default_rng(0).integers(0, 255, size).astype(np.uint8)
-    x, sets = ClassSetDataset(row(tmp_path, pixels), ['background', 'fluid'], (32, 48))[0]
+    x, sets = CatalogueDataset(stored(tmp_path, pixels), (32, 48))[0]
     assert x.shape == (1, 32, 48) and sets.shape == (3, 32, 48) and abs(x.mean()) < 1e-4 and abs(x.std() - 1) < .01
 
 
-class Mirror(torch.nn.Module):
-    "Remembers what it was shown."
-    def __init__(self):
-        super().__init__()
-        self.one = torch.nn.Parameter(torch.ones(()))
-    def forward(self, x):
-        self.seen = x
-        return Prediction(torch.cat([x, self.one - x], 1), [])
-
-
-def test_a_new_image_is_prepared_as_in_training(tmp_path):
+@pytest.mark.parametrize('normalise', ['image', 'unit'])
+def test_a_new_image_is_prepared_as_in_training(tmp_path, normalise):
     "Noise is averaged away when an image shrinks: one that is standardized before it is resized is too pale for the network."
-    pixels, model = np.random.default_rng(0).integers(0, 255, (128, 192)).astype(np.uint8), Mirror()
-    item, _ = ClassSetDataset(row(tmp_path, pixels), ['background', 'fluid'], (32, 48))[0]
-    predict_image(model, tmp_path/'a.png', (32, 48))
-    torch.testing.assert_close(model.seen[0].cpu(), item.as_subclass(torch.Tensor), atol=.02, rtol=0)
+    rows = stored(tmp_path, np.random.default_rng(0).integers(0, 255, (128, 192)).astype(np.uint8))
+    item = CatalogueDataset(rows, (32, 48), normalise)[0][0]
+    new = prepare_image(read_image(tmp_path/'a.png'), (32, 48), normalise)
+    assert torch.equal(new, item.as_subclass(torch.Tensor))
+    assert normalise == 'unit' or abs(new.std() - 1) < .01
+
+
+def test_new_images_come_in_batches_as_in_training(eyes):
+    dls = loaders(eyes)
+    new = dls.test_dl(eyes.image.tolist()[:5], bs=2, num_workers=0)
+    assert torch.equal(torch.cat([b[0].cpu() for b in new]), torch.stack([CatalogueDataset(eyes[:5])[i][0] for i in range(5)]))
+
+
+def test_images_of_labels_are_kept_as_bytes(eyes):
+    "A quarter of the memory, and the same numbers with and without."
+    cat = Catalogue(eyes, Task(['IRF', 'SRF'], unit='image'))
+    kept, fresh = CatalogueDataset(cat), CatalogueDataset(cat, cache=False)
+    for _ in range(2): assert all(torch.equal(kept[i][0], fresh[i][0]) for i in range(4))
+    assert kept.cache[0][0].dtype == torch.uint8 and fresh.cache is None
+
+
+@pytest.mark.parametrize('change', [lambda c: c[c.split == 'train'], lambda c: c.assign(age=3), lambda c: c.reset_index(drop=True),
+                                    lambda c: c.groupby('group').head(1), lambda c: c.sample(3, random_state=0), lambda c: c.drop(columns='split'),
+                                    lambda c: c.merge(c[['id']].assign(sex='f'), on='id'), lambda c: c.query("split == 'valid'")])
+def test_the_task_stays_with_the_catalogue(eyes, change): assert change(eyes).task == eyes.task
+
+
+# budgets: what the functions chose that `simulate_budget` replaced
+
+CHOICES = {
+    'thin_out 3, seed 0': (dict(masks=3, seed=0), 'v000_s01 v002_s01 v006_s00'),
+    'thin_out 1, seed 0': (dict(masks=1, seed=0), 'v000_s01'),
+    'thin_out 7, seed 0': (dict(masks=7, seed=0), 'v000_s01 v002_s01 v003_s02 v006_s00 v006_s01 v007_s00 v007_s01'),
+    'limit_pool 5, seed 0': (dict(pool=5, seed=0), 'v000_s01 v003_s02 v006_s00 v006_s01 v007_s01'),
+    'limit_pool 5 positive, seed 0': (dict(pool=5, positive_only=True, seed=0), 'v000_s01 v003_s01 v004_s01 v006_s02 v011_s01'),
+    'take_fraction .3, seed 0': (dict(masks=.3, by='groups', seed=0), 'v002_s00 v002_s01 v002_s02 v006_s00 v006_s01 v006_s02 v007_s00'),
+    'take_fraction .05, seed 0': (dict(masks=.05, by='groups', seed=0), 'v002_s01'),
+    'weaken_rows 4, seed 0': (dict(masks=4, seed=0), 'v000_s01 v002_s01 v006_s00 v006_s01'),
+    'thin_out 3, seed 1': (dict(masks=3, seed=1), 'v000_s01 v002_s01 v010_s00'),
+    'limit_pool 5, seed 1': (dict(pool=5, seed=1), 'v000_s02 v002_s00 v002_s01 v003_s02 v010_s00'),
+    'limit_pool 5 positive, seed 1': (dict(pool=5, positive_only=True, seed=1), 'v002_s00 v002_s01 v003_s01 v010_s00 v010_s01'),
+    'take_fraction .3, seed 1': (dict(masks=.3, by='groups', seed=1), 'v002_s00 v002_s01 v002_s02 v004_s00 v004_s01 v004_s02 v010_s00'),
+    'take_fraction .05, seed 1': (dict(masks=.05, by='groups', seed=1), 'v002_s01'),
+    'weaken_rows 4, seed 1': (dict(masks=4, seed=1), 'v000_s01 v000_s02 v002_s01 v010_s00'),
+    'thin_out 3, seed 2': (dict(masks=3, seed=2), 'v000_s01 v000_s02 v002_s01'),
+    'limit_pool 5, seed 2': (dict(pool=5, seed=2), 'v000_s01 v000_s02 v002_s02 v004_s02 v011_s02'),
+    'limit_pool 5 positive, seed 2': (dict(pool=5, positive_only=True, seed=2), 'v000_s01 v002_s00 v002_s01 v003_s02 v010_s01'),
+    'take_fraction .3, seed 2': (dict(masks=.3, by='groups', seed=2), 'v004_s00 v004_s01 v004_s02 v006_s00 v007_s00 v007_s01 v007_s02'),
+    'take_fraction .05, seed 2': (dict(masks=.05, by='groups', seed=2), 'v007_s01'),
+    'weaken_rows 4, seed 2': (dict(masks=4, seed=2), 'v000_s01 v000_s02 v002_s01 v011_s01'),
+}
+
+@pytest.fixture(scope='module')
+def twelve(tmp_path_factory):
+    folder = save_phantoms(tmp_path_factory.mktemp('data')/'twelve', 12, 3, (32, 48), seed=1)
+    return split_groups(read_folder(folder), seed=0)
+
+@pytest.mark.parametrize('case', CHOICES)
+def test_budgets_choose_as_before(twelve, case):
+    given, ids = CHOICES[case]
+    chosen = simulate_budget(twelve, **given)
+    assert chosen[chosen.split == 'train'].id.tolist() == ids.split()
+    weak = simulate_budget(twelve, **(given | dict(kind='boxes')))
+    masked = weak[(weak.split == 'train') & weak.annotation.map(lambda a: a.kind == 'mask')]
+    assert masked.id.tolist() == ids.split(), 'those that are not weakened are those that are not dropped'
+    for side in ('valid', 'test'): assert chosen[chosen.split == side].equals(twelve[twelve.split == side])
+
+def test_a_function_may_stand_in_for_a_kind(twelve):
+    few = simulate_budget(twelve, 4, lambda row: Boxes([(1, 0, 0, len(row.id), 1)]))
+    boxes = [a for a in few.annotation if a.kind == 'boxes']
+    assert len(boxes) == (twelve.split == 'train').sum() - 4 and boxes[0] == Boxes([(1, 0, 0, 8, 1)])

@@ -5,17 +5,15 @@
 # %% auto #0
 __all__ = ['overlap_counts', 'known_classes', 'iou', 'dice', 'foreground_iou', 'foreground_dice', 'group_weights',
            'bootstrap_interval', 'score_table', 'weighted_auroc', 'check_finite', 'auroc_table', 'calibration_error',
-           'pointing_hits', 'localisation_table', 'seed_interval', 'paired_interval', 'batch_counts', 'ForegroundIoU',
-           'ForegroundDice']
+           'pointing_hits', 'localisation_table', 'batch_counts', 'ForegroundIoU', 'ForegroundDice']
 
-# %% ../nbs/16_metrics.ipynb #25013ddb
-from collections.abc import Callable, Mapping, Sequence
+# %% ../nbs/16_metrics.ipynb #1a7bd84d
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 from fastai.learner import Metric
-from scipy import stats
 from torch import Tensor
 from torchmetrics.functional.classification import binary_calibration_error
 from .classsets import ClassSets
@@ -334,32 +332,6 @@ def localisation_table(pred:Tensor, # int64 (N, H, W), class sets of the explana
     columns |= _score_columns('Dice', dice, counts, 0, groups, n)
     if hits is not None: columns |= _score_columns('pointing', iou, _hit_counts(hits), 0, groups, n)
     return pd.DataFrame(columns)
-
-# %% ../nbs/16_metrics.ipynb #b1f88d9b
-def seed_interval(
-    values:Sequence[float], # one score per seed
-    coverage:float=.95, # of the interval
-) -> tuple[float, float, float]: # mean, low, high; low and high are NaN for one value
-    "Mean over seeds and its Student t interval."
-    x = np.asarray(list(values), dtype=float)
-    if not x.size: raise ValueError("no values: an interval over seeds needs at least one run")
-    if x.size == 1: return x[0].item(), np.nan, np.nan
-    half = stats.t.ppf((1+coverage)/2, x.size-1) * stats.sem(x)
-    return x.mean().item(), (x.mean()-half).item(), (x.mean()+half).item()
-
-# %% ../nbs/16_metrics.ipynb #15ec4367
-def paired_interval(
-    a:Sequence[float]|Mapping, # scores of one method: a list, or by seed
-    b:Sequence[float]|Mapping, # scores of the other, for the same seeds
-    coverage:float=.95, # of the interval
-) -> tuple[float, float, float]: # mean of a-b, low, high
-    "Mean difference over matched seeds and its Student t interval."
-    a, b = (pd.Series(x, dtype=float) for x in (a, b))
-    for s in a, b:
-        if not s.index.is_unique: raise ValueError(f"seed {s.index[s.index.duplicated()][0]} occurs twice: give one score per seed")
-    odd = a.index.symmetric_difference(b.index)
-    if len(odd): raise ValueError(f"seeds {odd.tolist()} are in one of a and b only: compare matched seeds")
-    return seed_interval(a-b, coverage)
 
 # %% ../nbs/16_metrics.ipynb #e3a4a4d5
 def batch_counts(

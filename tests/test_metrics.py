@@ -10,7 +10,8 @@ from sklearn.metrics import f1_score, jaccard_score
 from mlds.classsets import class_sets, from_labels
 from mlds.metrics import (ForegroundDice, ForegroundIoU, auroc_table, batch_counts, bootstrap_interval, calibration_error, dice,
                           foreground_dice, foreground_iou, group_weights, iou, known_classes, localisation_table, overlap_counts,
-                          paired_interval, pointing_hits, score_table, seed_interval, weighted_auroc)
+                          pointing_hits, score_table, weighted_auroc)
+from mlds.study.statistics import seed_interval
 from mlds.task import Task
 
 check = lambda *strategies: lambda f: settings(max_examples=40, deadline=None)(given(*strategies)(f))
@@ -108,13 +109,6 @@ def test_seed_interval_is_students(values, coverage):
     assert low <= mean <= high
     p = stats.ttest_1samp(values, low).pvalue
     if stats.sem(values) > 1e-3: assert p == pytest.approx(1-coverage, rel=1e-4)
-
-
-@check(st.dictionaries(st.integers(0, 20), st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2))
-def test_paired_interval_matches_seeds(runs):
-    a, b = {k: v[0] for k, v in runs.items()}, {k: v[1] for k, v in reversed(runs.items())}
-    np.testing.assert_allclose(paired_interval(a, b), seed_interval([x-y for x, y in runs.values()]), atol=1e-12)
-    np.testing.assert_allclose(paired_interval(a, b)[0], -paired_interval(b, a)[0], atol=1e-12)
 
 
 THREE = Task(('background', 'b', 'c'))

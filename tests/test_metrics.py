@@ -229,7 +229,7 @@ def test_localisation_ignores_images_that_were_not_explained():
     assert table.IoU.tolist() == [1, 1] and table.images.tolist() == [1, 1]
 
 
-@check(st.integers(0, 999), st.integers(2, 9), st.integers(2, 9), st.floats(0, .5))
+@check(st.integers(0, 999), st.integers(2, 9), st.integers(2, 9), st.sampled_from([0, .125, .25, .375, .5])) # exact in binary
 def test_pointing_game_by_loops(seed, h, w, tolerance):
     g = torch.Generator().manual_seed(seed)
     maps, target = torch.rand(3, h, w, generator=g), torch.randint(0, 8, (2, h, w), generator=g)

@@ -179,7 +179,7 @@ def timm_network(
     weights = _local_weights(name, pretrained) if local else dict(pretrained=pretrained)
     return timm.create_model(name, in_chans=in_channels, **weights, **kwargs)
 
-# %% ../nbs/12_unet.ipynb #17ea86a6
+# %% ../nbs/12_unet.ipynb #7b5f0b4c
 class TimmEncoder(nn.Module):
     "A timm network's feature maps, fine to coarse."
     def __init__(self,
@@ -192,8 +192,8 @@ class TimmEncoder(nn.Module):
         self.channels, self.strides = self.body.feature_info.channels(), self.body.feature_info.reduction()
         layout = getattr(self.body, 'output_fmt', Format.NCHW) # efficientnets do not state theirs
         if layout != Format.NCHW or any(b != 2*a for a, b in pairwise(self.strides)):
-            raise ValueError(f"{name} has {layout.value} features of strides {self.strides}: a U-Net needs NCHW features "
-                             "whose strides double, as resnet18, efficientnet_b0 or convnext_atto have them")
+            raise ValueError(f"{name} has {layout.value} features of strides {self.strides}: a U-Net needs NCHW "
+                             "features whose strides double, as resnet18, efficientnet_b0 or convnext_atto have them")
 
     def forward(self, x): return self.body(x)
 
@@ -280,17 +280,17 @@ class UNet(EncoderDecoder):
         super().__init__(PlainEncoder(in_channels, width, depth, norm), in_channels, n_classes, width, norm, **kwargs)
         self.encoder.apply(_init_decoder)
 
-# %% ../nbs/12_unet.ipynb #660a5ff2
+# %% ../nbs/12_unet.ipynb #1122226b
 def level_table(
     model:EncoderDecoder, # a network with heads
     size:Sequence[int], # image height and width in pixels
 ) -> pd.DataFrame: # one row per head, coarsest first
     "Stride, channels and number of cells of every head."
-    encoder_channels = dict(zip(model.encoder.strides, model.encoder.channels))
-    table = pd.DataFrame({'stride': model.strides, 'encoder channels': [encoder_channels.get(s, 0) for s in model.strides],
-                          'decoder channels': model.channels})
+    encoder = pd.Series(model.encoder.channels, model.encoder.strides)
+    encoder = encoder.reindex(model.strides, fill_value=0)
+    table = pd.DataFrame({'encoder channels': encoder, 'decoder channels': model.channels}).rename_axis('stride')
     for name, n in zip(('rows', 'columns'), size): table[name] = [-(-n//s) for s in model.strides]
-    return table.set_index('stride')
+    return table
 
 # %% ../nbs/12_unet.ipynb #e255bdde
 class TimmUNet(EncoderDecoder):

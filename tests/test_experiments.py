@@ -12,8 +12,8 @@ from mlds.study.plan import ARMS, AUX_NAMES, PAPERS, make_plan
 from mlds.study.results import read_results, table_values
 
 RESULTS = [r for paper in PAPERS.values() for r in paper['results']]
-KEPT = dict(train={'per_image.csv', 'curves.csv', 'examples.npz', 'model.safetensors', 'model.safetensors.md'},
-            classify={'per_case.csv', 'model.safetensors', 'model.safetensors.md'}, explain={'doll'},
+KEPT = dict(train={'per_image.csv', 'curves.csv', 'examples.npz', 'model.safetensors', 'model.md'},
+            classify={'per_case.csv', 'model.safetensors', 'model.md'}, explain={'doll'},
             localise={'per_image.csv', 'per_case.csv', 'examples.npz'})
 
 

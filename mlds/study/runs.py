@@ -200,7 +200,7 @@ def save_arrays(self:Run,
     np.savez_compressed(buffer, **{k: v.astype(str) if v.dtype == object else v for k, v in arrays.items()})
     return self.save_bytes(name, buffer.getvalue())
 
-# %% ../../nbs/27_runs.ipynb #2e49dc67
+# %% ../../nbs/27_runs.ipynb #690450a9
 @patch
 def finish(self:Run,
            metrics:dict # name -> number, lists and dicts of them
@@ -210,7 +210,7 @@ def finish(self:Run,
     seconds = round(time.time() - self._began, 1)
     record = dict(metrics=metrics, environment=now | dict(earlier=earlier), seconds=seconds)
     self.save_text('.run.json', self._as_text(**record))
-    (self.work/'.begun.json').unlink(missing_ok=True)
+    for name in ('.begun.json', 'checkpoint.pt'): (self.work/name).unlink(missing_ok=True)
     shutil.rmtree(self.path, ignore_errors=True) # Snakemake makes the folders of its outputs
     os.rename(self.work, self.path)
     link_record(self.path)

@@ -209,7 +209,7 @@ def _check_format(meta, file):
         raise ValueError(f"{file} was written by mlds {meta['mlds']}, whose files this version ({__version__}) "
                          "cannot read: update mlds")
 
-# %% ../nbs/19_models.ipynb #7e75756a
+# %% ../nbs/19_models.ipynb #b1df14cc
 def _build(spec, network, file):
     if network is not None: return network
     if spec.network is None:
@@ -227,4 +227,4 @@ def load_model(file:str|Path, # written by `save_model`
     compare_tensors(tensors, model.state_dict(), file)
     model.load_state_dict(tensors)
     model.spec = spec
-    return model.eval()
+    return model.to(memory_format=torch.channels_last).eval()

@@ -14,8 +14,15 @@ from fastai.torch_core import set_seed
 from fastcore.basics import noop
 from torch import nn
 
+from mlds.annotations import Mask
+from mlds.catalogue import Catalogue, simulate_budget, split_groups
 from mlds.checkpoints import Checkpoint
-from mlds.study.runs import Run, load_runs
+from mlds.dataloaders import make_dataloaders
+from mlds.learner import ScoreCurve, best_model, fit, make_learner
+from mlds.models import make_network
+from mlds.phantoms.oct import OCT_CLASSES, oct_phantoms
+from mlds.study.runs import Run, read_run
+from mlds.task import Task
 from mlds.teacher import MeanTeacher
 
 
@@ -39,7 +46,7 @@ def digest(tensors): return hashlib.sha256(b''.join(t.detach().numpy().tobytes()
 def train(pipe, root, seed, workers, hang, pause):
     os.setsid()
     torch.set_num_threads(1)
-    run = Run(root, {'workers': workers}, {'sha256': 'c0ffee'}).start()
+    run = Run(root, 'resume', {'workers': workers}, {'sha256': 'c0ffee'}).start()
     set_seed(seed)
     dls = DataLoaders(*[DataLoader(Noisy(), bs=8, shuffle=s, num_workers=workers) for s in (True, False)])
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(.3), nn.Flatten(), nn.Linear(144, 2))
@@ -69,7 +76,9 @@ def finish(root, **kwargs):
     p, listen = start(root, **kwargs)
     seen = list(batches(listen)); p.join()
     assert p.exitcode == 0
-    return load_runs(root)[0]['metrics'], seen
+    return records(root)[0]['metrics'], seen
+
+def records(root): return [read_run(f.parent) for f in root.glob('*/run.json')]
 
 def kill(p): os.killpg(p.pid, signal.SIGKILL); p.join()
 
@@ -80,7 +89,7 @@ def test_killed_and_continued(tmp_path, workers):
     for last in batches(listen):
         if last == (2, 1): break
     kill(p)
-    assert load_runs(tmp_path/'torn') == []
+    assert records(tmp_path/'torn') == []
     continued, seen = finish(tmp_path/'torn', seed=1, workers=workers)
     straight, _ = finish(tmp_path/'straight', workers=workers)
     assert seen[0] == (2, 0) and len(seen) == 8
@@ -99,33 +108,67 @@ def test_killed_again_and_again(tmp_path):
         if not p.is_alive(): break
         kill(p); killed += 1
     assert killed >= 3
-    if not load_runs(tmp_path/'torn'): finish(tmp_path/'torn')
-    assert load_runs(tmp_path/'torn')[0]['metrics'] == finish(tmp_path/'straight')[0]
+    if not records(tmp_path/'torn'): finish(tmp_path/'torn')
+    assert records(tmp_path/'torn')[0]['metrics'] == finish(tmp_path/'straight')[0]
 
 
-def test_a_training_on_class_sets_resumes_bit_for_bit(tmp_path):
-    "With fastai's random transforms, quotas, pseudo-labels and a teacher: the batch order and every draw must go on."
-    from fastai.callback.core import Callback
-    from mlds.annotations import Mask
-    from mlds.checkpoints import Checkpoint
-    from mlds.dataloaders import mixed_dataloaders
-    from mlds.catalogue import split_groups, simulate_budget
-    from mlds.learner import best_model, semi_weak_learner
-    from mlds.phantoms.oct import OCT_CLASSES, oct_phantoms
+class Stop(Callback):
+    "Pull the plug in the second epoch."
+    def before_batch(self):
+        if self.training and (self.epoch, self.iter) == (1, 2): raise KeyboardInterrupt
 
-    class Stop(Callback):
-        def before_batch(self):
-            if self.training and (self.epoch, self.iter) == (1, 2): raise KeyboardInterrupt
 
-    rows = split_groups(oct_phantoms(volumes=6, scans=3, size=64).assign(annotation=lambda d: d['mask'].map(Mask)))
-    rows = simulate_budget(rows, 3, 'boxes', 4)
-
+def check_resumes(learner, tmp_path):
+    "A learner that is interrupted ends with the weights of one that is not."
     def weights(file, *stop):
-        learn = semi_weak_learner(mixed_dataloaders(rows, OCT_CLASSES, bs=4, iterations=4, seed=0), width=4, depth=3, head_width=8, teaching=dict(start=.2))
-        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, .01, cbs=[Checkpoint(file), *stop])
+        set_seed(0)
+        learn = learner([*stop])
+        fit(learn, epochs=2, checkpoint=tmp_path/file, bar=False)
         return best_model(learn).state_dict()
 
-    straight = weights(tmp_path/'a.pt')
-    with pytest.raises(KeyboardInterrupt): weights(tmp_path/'b.pt', Stop())
-    resumed = weights(tmp_path/'b.pt')
+    straight = weights('a.pt')
+    with pytest.raises(KeyboardInterrupt): weights('b.pt', Stop())
+    resumed = weights('b.pt')
     assert all(torch.equal(v, resumed[k]) for k, v in straight.items())
+
+
+@pytest.fixture(scope='module')
+def scans():
+    rows = oct_phantoms(volumes=6, scans=3, size=64)
+    return split_groups(Catalogue(rows.assign(annotation=rows['mask'].map(Mask)), Task(OCT_CLASSES)))
+
+
+def test_a_training_on_class_sets_resumes_bit_for_bit(tmp_path, scans):
+    "With fastai's random transforms, quotas, pseudo-labels and a teacher: the batch order and every draw must go on."
+    few = simulate_budget(scans, 3, 'boxes')
+
+    def learner(cbs):
+        dls = make_dataloaders(few, bs=4, iterations=4, seed=0)
+        return make_learner(dls, network=dict(width=4, depth=3, head_width=8), teaching=dict(start=.2), cbs=cbs)
+
+    check_resumes(learner, tmp_path)
+
+
+def test_adapters_and_their_curve_resume_bit_for_bit(tmp_path, scans):
+    few, points = simulate_budget(scans, 4, by='groups'), []
+
+    def learner(cbs):
+        start = make_network(scans.task, 'test_resnet', width=4, head_width=8)
+        curve = ScoreCurve(2)
+        points.append(curve)
+        return make_learner(make_dataloaders(few, bs=2, iterations=4, seed=0), start=start, tune='adapters', teacher='none',
+                            teaching=dict(augment=False), cbs=[curve, *cbs])
+
+    check_resumes(learner, tmp_path)
+    straight, _, resumed = points
+    assert straight.points == resumed.points and len(straight.points) == 5
+
+
+def test_a_classifier_resumes_bit_for_bit(tmp_path, scans):
+    fluids = Catalogue(scans, Task(['IRF', 'SRF'], unit='image'))
+
+    def learner(cbs):
+        dls = make_dataloaders(fluids, bs=4, iterations=4, seed=0)
+        return make_learner(dls, network=dict(encoder='test_resnet'), cbs=cbs)
+
+    check_resumes(learner, tmp_path)

@@ -8,8 +8,9 @@ from fastai.torch_core import TensorImage, apply, to_concat, to_detach, to_float
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import save_file
 
-from mlds.unet import (EncoderDecoder, PlainEncoder, Prediction, TimmEncoder, TimmUNet, UNet, crop_cells, level_table,
-                       norm_layer, pad_to_multiple, unet_splitter)
+from mlds.transfer import trained_groups
+from mlds.unet import (EncoderDecoder, PlainEncoder, Prediction, TimmEncoder, TimmUNet, UNet, _crop_cells, _norm_layer,
+                       _pad_to_multiple, level_table)
 
 check = lambda *strategies: lambda f: settings(max_examples=25, deadline=None)(given(*strategies)(f))
 torch.set_num_threads(1)
@@ -24,16 +25,16 @@ def test_sizes_of_logits_and_heads(h, w, depth, norm, upsample):
     pred = model(torch.randn(2, 1, h, w))
     assert type(pred) is Prediction and model.strides == [2**i for i in reversed(range(depth+1))]
     assert pred.logits.shape == (2, 3, h, w)
-    assert [tuple(z.shape) for z in pred.heads] == [(2, 3, *cells((h, w), s)) for s in model.strides]
-    assert level_table(model, (h, w))[['rows', 'columns']].values.tolist() == [list(z.shape[2:]) for z in pred.heads]
+    assert [tuple(z.shape) for z in pred.aux_logits] == [(2, 3, *cells((h, w), s)) for s in model.strides]
+    assert level_table(model, (h, w))[['rows', 'columns']].values.tolist() == [list(z.shape[2:]) for z in pred.aux_logits]
 
 
 @check(side, side, st.sampled_from([1, 2, 4, 8, 16]))
 def test_padding_and_cropping_are_inverse(h, w, multiple):
     x = torch.randn(1, 2, h, w)
-    padded = pad_to_multiple(x, multiple)
+    padded = _pad_to_multiple(x, multiple)
     assert padded.shape[-2] % multiple == padded.shape[-1] % multiple == 0
-    assert torch.equal(crop_cells(padded, (h, w), 1), x)
+    assert torch.equal(_crop_cells(padded, (h, w), 1), x)
     assert (padded[..., h-1:, :w] == x[..., -1:, :]).all() and (padded[..., :h, w-1:] == x[..., -1:]).all()
 
 
@@ -45,14 +46,14 @@ def test_a_cell_sees_its_own_pixels_when_kernels_have_only_a_centre(h, w, data):
         if isinstance(m, torch.nn.Conv2d): m.weight.data *= torch.eye(3).flip(0)[1].outer(torch.tensor([0, 1, 0]))
     i, j = (data.draw(st.integers(0, -(-n//4)-1)) for n in (h, w))
     x = torch.randn(4, 1, h, w, dtype=torch.double, requires_grad=True)
-    rows, columns = torch.autograd.grad(model(x).heads[0][..., i, j].sum(), x)[0].sum((0, 1)).nonzero().T
+    rows, columns = torch.autograd.grad(model(x).aux_logits[0][..., i, j].sum(), x)[0].sum((0, 1)).nonzero().T
     assert (rows // 4 == i).all() and (columns // 4 == j).all()
 
 
 def test_train_and_eval_return_the_same_form():
     x = torch.randn(2, 1, 16, 16)
     model = tiny()
-    shapes = [[z.shape for z in (p.logits, *p.heads)] for p in (model.train()(x), model.eval()(x))]
+    shapes = [[z.shape for z in (p.logits, *p.aux_logits)] for p in (model.train()(x), model.eval()(x))]
     assert shapes[0] == shapes[1]
 
 
@@ -61,13 +62,13 @@ def test_train_and_eval_return_the_same_form():
 def test_predictions_survive(change):
     pred = Prediction(torch.randn(2, 3, 4, 4), [torch.randn(2, 3, 1, 1), torch.randn(2, 3, 2, 2)])
     same = change(pred)
-    assert type(same) is Prediction and len(same.heads) == 2
-    assert all(torch.equal(a, b) for a, b in zip((pred.logits, *pred.heads), (same.logits, *same.heads)))
+    assert type(same) is Prediction and len(same.aux_logits) == 2
+    assert all(torch.equal(a, b) for a, b in zip((pred.logits, *pred.aux_logits), (same.logits, *same.aux_logits)))
 
 
 def test_images_of_fastai_give_plain_tensors():
     pred = tiny()(TensorImage(torch.randn(2, 1, 16, 16)))
-    assert {type(z) for z in (pred.logits, *pred.heads)} == {torch.Tensor}
+    assert {type(z) for z in (pred.logits, *pred.aux_logits)} == {torch.Tensor}
 
 
 @pytest.mark.parametrize('shape', [(1, 3, 8, 8), (1, 8, 8), (1, 1, 1, 8, 8)])
@@ -82,7 +83,7 @@ def test_unknown_options(kwargs):
 
 @check(st.integers(1, 300))
 def test_group_norm_fits_any_width(n):
-    layer = norm_layer('group', n)
+    layer = _norm_layer('group', n)
     assert n % layer.num_groups == 0 and layer.num_groups <= 32 and (n < 8 or n // layer.num_groups >= 8)
 
 
@@ -91,7 +92,7 @@ def test_sizes_of_the_papers_network():
     count = lambda m: sum(p.numel() for p in m.parameters())
     assert count(model.encoder) + count(model.decoder) == 31_036_416
     assert model.encoder.channels == [64, 128, 256, 512, 1024] and model.channels == [1024, 512, 256, 128, 64]
-    assert len(model.heads) == 5 and [h[0][0].out_channels for h in model.heads] == [64]*5
+    assert len(model.aux_heads) == 5 and [h[0][0].out_channels for h in model.aux_heads] == [64]*5
 
 
 def test_group_norm_ignores_the_rest_of_the_batch():
@@ -101,9 +102,9 @@ def test_group_norm_ignores_the_rest_of_the_batch():
 
 def test_splitter_has_every_parameter_once():
     model = tiny()
-    groups = unet_splitter(model)
-    assert len(groups) == 2 and sorted(map(id, groups[0]+groups[1])) == sorted(map(id, model.parameters()))
-    assert set(map(id, groups[0])) == set(map(id, model.encoder.parameters()))
+    trunk, heads = trained_groups(model)
+    assert sorted(map(id, [*trunk, *heads])) == sorted(map(id, model.parameters()))
+    assert set(map(id, heads)) == {id(p) for m in (model.aux_heads, model.mask_head) for p in m.parameters()}
 
 
 @pytest.mark.parametrize('name,first', [('test_resnet', 2), ('test_efficientnet', 2), ('test_convnext', 4), ('vgg11', 1)])
@@ -112,7 +113,7 @@ def test_timm_encoders(name, first):
     assert model.encoder.strides[0] == first
     pred = model(torch.randn(1, 2, 45, 70))
     assert pred.logits.shape == (1, 3, 45, 70)
-    assert [tuple(z.shape[2:]) for z in pred.heads] == [cells((45, 70), s) for s in (32, 16, 8, 4, 2, 1)]
+    assert [tuple(z.shape[2:]) for z in pred.aux_logits] == [cells((45, 70), s) for s in (32, 16, 8, 4, 2, 1)]
 
 
 @pytest.mark.parametrize('trained,wanted', [(1, 1), (3, 1), (1, 3), (3, 3)])

@@ -28,15 +28,16 @@ def check_names(names:Sequence[str], # class names
     if len(names) > most: raise ValueError(f"{where}: {len(names)} names, but a class set holds {most} at most")
     return tuple(names)
 
-# %% ../nbs/01_task.ipynb #31427f22
+# %% ../nbs/01_task.ipynb #2f1cadd8
 def _check_background(names, where='classes'):
     if len(names) < 2:
-        raise ValueError(f"{where}: background and at least one class are needed, but there is {', '.join(names) or 'none'}")
+        there = ', '.join(names) or 'none'
+        raise ValueError(f"{where}: background and at least one class are needed, but there is {there}")
     late = [i for i, n in enumerate(names) if n.lower() == 'background' and i]
     if late: raise ValueError(f"{where}: background is class {late[0]}, but must be the first")
     return names
 
-# %% ../nbs/01_task.ipynb #372343f3
+# %% ../nbs/01_task.ipynb #039e8251
 @dataclass(frozen=True)
 class Task:
     "What is to be segmented or recognised."
@@ -47,7 +48,8 @@ class Task:
     spacing: tuple[float, float]|None = None # mm between pixels (rows, columns), if known
 
     def __post_init__(self):
-        if self.unit not in ('pixel', 'image'): raise ValueError(f"unit={self.unit!r}: labels belong to a 'pixel' or an 'image'")
+        if self.unit not in ('pixel', 'image'):
+            raise ValueError(f"unit={self.unit!r}: labels belong to a 'pixel' or an 'image'")
         if self.channels < 1: raise ValueError(f"channels={self.channels}: an image has at least 1")
         pixels = self.unit == 'pixel'
         names = check_names(self.classes, MAX_CLASSES if pixels else MAX_CLASSES-1)

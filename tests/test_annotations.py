@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from mlds.annotations import KINDS, Boxes, ImageLabels, Mask, PartialMask, boxes_of, check_box, weaken
+from mlds.annotations import KINDS, Boxes, ImageLabels, Mask, PartialMask, _check_box, boxes_of, weaken
 from mlds.classsets import MAX_CLASSES, ClassSets, class_sets, encode, from_labels, pyramid, unpack
 from mlds.pseudolabels import prune_candidates
 
@@ -190,16 +190,16 @@ def test_contradictions_are_refused(make):
 
 @pytest.mark.parametrize('box', [(1, 2, 0, 2, 2), (1, 0, 2, 2, 2), (1, 2.5, 0, 2.5, 2)])
 def test_a_box_of_no_width_or_height(box):
-    with pytest.raises(ValueError, match='empty or inverted'): check_box(box, (4, 4), 3)
+    with pytest.raises(ValueError, match='empty or inverted'): _check_box(box, (4, 4), 3)
 
 
 @check(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
 def test_shares_are_no_pixels(x0, y0, x1, y1):
     "Every box in 0..1 is refused, but for the pixel in the corner."
     if (x0, y0, x1, y1) == (0, 0, 1, 1): return
-    with pytest.raises(ValueError, match='multiply x by|empty or inverted'): check_box((1, x0, y0, x1, y1), (4, 4), 3)
+    with pytest.raises(ValueError, match='multiply x by|empty or inverted'): _check_box((1, x0, y0, x1, y1), (4, 4), 3)
 
 
 def test_the_smallest_boxes():
-    assert check_box((1, 0, 0, 1, 1), (4, 4), 3) == (1, 0, 0, 1, 1)
-    assert check_box((1, .2, .4, 1.5, 1), (4, 4), 3) == (1, 0, 0, 2, 1)
+    assert _check_box((1, 0, 0, 1, 1), (4, 4), 3) == (1, 0, 0, 1, 1)
+    assert _check_box((1, .2, .4, 1.5, 1), (4, 4), 3) == (1, 0, 0, 2, 1)

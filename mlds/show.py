@@ -6,7 +6,7 @@
 __all__ = ['class_colours', 'colour_image', 'legend_handles', 'add_legend', 'draw', 'show_batch', 'example_grid', 'level_state',
            'draw_level', 'level_handles', 'method_figure', 'gallery', 'grey_levels', 'show_history']
 
-# %% ../nbs/04_show.ipynb #35f10fe2
+# %% ../nbs/04_show.ipynb #7bef06d9
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,6 +14,7 @@ import pandas as pd
 import seaborn as sns
 import torch
 from fastai.data.core import DataLoaders
+from fastai.torch_core import no_random
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -167,13 +168,23 @@ def _show_item(ax, image, label, task):
     ax.imshow(_picture(image), cmap='gray')
     ax.set_title(_findings(label.tolist(), task.classes), fontsize=9, wrap=True)
 
-# %% ../nbs/04_show.ipynb #27c9bd0a
+# %% ../nbs/04_show.ipynb #f2875ec7
+def _peek(dls):
+    "A training batch, and every random state as it was."
+    rng = dls.train.rng
+    state = rng.getstate()
+    with no_random(reproducible=False): batch = dls.one_batch()
+    rng.setstate(state)
+    dls.train.rng = rng
+    return batch
+
+# %% ../nbs/04_show.ipynb #97524954
 def show_batch(dls:DataLoaders, # from `make_dataloaders`
                n:int=8, # images to draw
-               batch:tuple|None=None # (images, labels); a new training batch if not given
+               batch:tuple|None=None # (images, labels); a training batch if not given
 ) -> Figure: # four images a row
     "Draw images of a batch with what is known of them."
-    images, labels = (batch or dls.one_batch())[:2]
+    images, labels = (batch or _peek(dls))[:2]
     labels = labels[:n].cpu()
     n = len(labels)
     fig, axs = _grid(-(-n//4), min(n, 4), _aspect(images))

@@ -361,3 +361,10 @@ def test_overlapping_tasks_have_sigmoids():
     learn.pseudo_labels.learn = learn
     logits = learn.teacher.eval()(x)[0]
     torch.testing.assert_close(learn.pseudo_labels.predict(x), logits.sigmoid())
+
+
+@pytest.mark.parametrize('threshold, possible', [(.25, 0b001), (.5, 0b001), (.5001, 0b011), (.75, 0b011), (.7501, 0b111), (1., 0b111)])
+def test_candidates_are_kept_until_their_shares_reach_the_threshold(threshold, possible):
+    open_ = class_sets(torch.zeros(1, 1, 1).long(), torch.full((1, 1, 1), 0b111))
+    out = prune_candidates(open_, torch.tensor([.5, .25, .25]).view(1, 3, 1, 1), threshold)
+    assert out.possible.item() == possible and out.certain.item() == (possible if possible == 1 else 0)

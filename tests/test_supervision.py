@@ -312,3 +312,16 @@ def test_certain_share_by_loops(seed, c, among):
     pairs = [(certain[i, j] >> k & 1).item() for i in range(4) for j in range(5) for k in range(c) if among >> k & target[i, j] >> k & 1]
     share = certain_share(class_sets(certain, target), class_sets(target), among)
     assert share == pytest.approx(sum(pairs)/len(pairs)) if pairs else share != share
+
+
+def test_soft_dice_counts_a_class_of_one_pixel():
+    "Class 1 has one pixel, class 2 none: the mean is over class 1 alone."
+    labels = torch.zeros(1, 6, 6, dtype=torch.long)
+    labels[0, 2, 3] = 1
+    p = torch.randn(1, 3, 6, 6, generator=generator(0)).softmax(1)
+    loss = soft_dice_loss(p.log(), from_labels(labels, 3))
+    torch.testing.assert_close(loss, 1 - (2*p[0, 1, 2, 3] + 1) / (p[0, 1].sum() + 1 + 1))
+    labels[0, 4] = 2
+    both = soft_dice_loss(p.log(), from_labels(labels, 3))
+    of_two = 1 - (2*p[0, 2, 4].sum() + 1) / (p[0, 2].sum() + 6 + 1)
+    torch.testing.assert_close(both, (loss + of_two)/2)

@@ -127,7 +127,7 @@ def _member_name(cat:Catalogue, # with splits; its task has unit 'image'
     labels = cat[['id', 'split', *task_of(cat).classes]].to_csv(index=False)
     return f"{arch}-seed{settings['seed']}-{content_key(arch=arch, settings=made_by, labels=labels)}"
 
-# %% ../nbs/21_classifiers.ipynb #d00accec
+# %% ../nbs/21_classifiers.ipynb #92a9e446
 def train_committee(cat:Catalogue, # with splits; its task has unit 'image'
                     archs:Sequence[str], # timm's name of each member's network; names may repeat
                     size:Sequence[int], # (H, W) of the images
@@ -140,8 +140,11 @@ def train_committee(cat:Catalogue, # with splits; its task has unit 'image'
     if isinstance(archs, str) or len(archs) != len(seeds):
         raise ValueError(f"archs={archs!r} and seeds={list(seeds)} must be lists of one length, "
                          "an entry for each member")
-    members = [(arch, dict(kwargs, size=tuple(size), seed=seed)) for arch, seed in zip(archs, seeds)]
-    return [_member(cat, arch, settings, folder) for arch, settings in members]
+    members = []
+    for arch, seed in zip(archs, seeds):
+        print(f'member {len(members)+1}/{len(archs)}: {arch}, seed {seed}', flush=True)
+        members.append(_member(cat, arch, dict(kwargs, size=tuple(size), seed=seed), folder))
+    return members
 
 def _member(cat, arch, settings, folder):
     "Load a member, or train it."

@@ -310,10 +310,11 @@ def _read_rows(folder, table, task):
 def _pixel_classes(folder, task):
     return _read_classes(folder) if (folder/'classes.txt').exists() else ['background', *task.classes]
 
-# %% ../nbs/07_catalogue.ipynb #9957a0f5
+# %% ../nbs/07_catalogue.ipynb #48fe4c3f
 def _dealt_groups(cat):
-    "The groups in which some annotation says where a class is; all groups if there is none."
-    told = [a.says_where for a in cat.get('annotation', [])]
+    "The groups in which some annotation says where a class is; all groups if there is none, or if images are labelled."
+    labelled = getattr(getattr(cat, 'task', None), 'unit', 'pixel') == 'image'
+    told = [not labelled and a.says_where for a in cat.get('annotation', [])]
     some = cat.group[told] if any(told) else cat.group
     return sorted(some.unique())
 

@@ -203,3 +203,11 @@ def test_the_same_on_the_gpu():
     assert same(resize(sets, (20, 31)), resize(sets.cuda(), (20, 31)))
     assert same(cell_pool(sets, (4, 5)), cell_pool(sets.cuda(), (4, 5)))
     for a, b in zip(pyramid(sets, sizes, 5), pyramid(sets.cuda(), sizes, 5)): assert same(a, b)
+
+
+def test_a_set_holds_62_classes_and_no_more():
+    labels = torch.tensor([[0, MAX_CLASSES-1]])
+    assert torch.equal(to_labels(from_labels(labels, MAX_CLASSES).certain), labels)
+    assert pack(torch.ones(MAX_CLASSES, 1, 1).bool()).item() == full(MAX_CLASSES)
+    with pytest.raises(ValueError, match='63 classes do not fit'): from_labels(labels, MAX_CLASSES+1)
+    with pytest.raises(ValueError, match='63 classes do not fit'): pack(torch.ones(MAX_CLASSES+1, 1, 1).bool())

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy import stats
-from sklearn.metrics import f1_score, jaccard_score
+from sklearn.metrics import f1_score, jaccard_score, roc_auc_score
 
 from mlds.classsets import class_sets, from_labels
 from mlds.metrics import (ForegroundDice, ForegroundIoU, auroc_table, batch_counts, bootstrap_interval, calibration_error, dice,
@@ -242,3 +242,13 @@ def test_pointing_game_by_loops(seed, h, w, tolerance):
         if not places: assert hits[i, k].isnan(); continue
         squared = min((y-a)**2 + (x-b)**2 for a, b in places)
         assert hits[i, k] == (squared <= (tolerance*h)**2)
+
+
+@check(st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(0, 3)), min_size=2, max_size=15))
+def test_weighted_auroc_agrees_with_sklearn(rows):
+    "With few scores, so that many are equal."
+    scores, target, weights = map(np.array, zip(*rows))
+    sides = [weights[target == t].sum() for t in (True, False)]
+    found, = weighted_auroc(scores.astype(float), target, weights[None])
+    if all(sides): assert found == pytest.approx(roc_auc_score(target, scores, sample_weight=weights))
+    else: assert np.isnan(found)

@@ -226,12 +226,12 @@ def example_grid(columns:Mapping[str, np.ndarray|ClassSets], # title -> class id
 # %% ../nbs/04_show.ipynb #16f851ab
 _SHADES = {'certain': 1., 'open': .35, 'impossible': 0.} # how much of the class's colour
 
-# %% ../nbs/04_show.ipynb #a9134679
+# %% ../nbs/04_show.ipynb #1abaf9a1
 def level_state(level:ClassSets, # int64 (3, h, w)
                 c:int # a class
 ) -> np.ndarray: # float (h, w): 1 certain, .35 open, 0 impossible
     "What is known of one class at the cells of a level."
-    certain, possible = ((plane >> c & 1).bool() for plane in (level.certain, level.possible))
+    certain, possible = ((plane >> c & 1).bool().cpu() for plane in (level.certain, level.possible))
     return np.select([certain, possible], [_SHADES['certain'], _SHADES['open']], _SHADES['impossible'])
 
 # %% ../nbs/04_show.ipynb #b3d14804

@@ -7,8 +7,8 @@ __all__ = ['PAPERS', 'ARMS', 'AUX_NAMES', 'INITS', 'JOINT', 'read_profile', 'fin
            'Plan', 'plan_name', 'make_plan', 'make_jobs', 'plan_folder', 'write_plan', 'draw_phantoms', 'shared_kernel',
            'describe', 'finished_runs', 'run_job', 'draw']
 
-# %% ../../nbs/29_plan.ipynb #30c46b88
-import asyncio, json, time
+# %% ../../nbs/29_plan.ipynb #f26de40e
+import json, time
 from configparser import ConfigParser, Error as ParsingError
 from contextlib import contextmanager
 from itertools import product
@@ -372,12 +372,13 @@ def _engine(kernel):
             return super().execute_managed_notebook(nb_man, kernel_name, km=kernel, **kwargs)
     return OneKernel
 
-# %% ../../nbs/29_plan.ipynb #2f4155e9
+# %% ../../nbs/29_plan.ipynb #55e7442f
 @contextmanager
 def shared_kernel():
     "A function that runs a notebook with parameters, every time in the same kernel, which ends with the block."
     import papermill
     from jupyter_client.manager import AsyncKernelManager
+    from jupyter_core.utils import run_sync
     from papermill.engines import papermill_engines
     kernel = AsyncKernelManager(kernel_name='python3')
     papermill_engines.register('one kernel', _engine(kernel))
@@ -386,7 +387,7 @@ def shared_kernel():
         papermill.execute_notebook(notebook_file(notebook), to, params, engine_name='one kernel',
                                    progress_bar=False, execution_timeout=86400)
     try: yield execute
-    finally: asyncio.run(kernel.shutdown_kernel(now=True))
+    finally: run_sync(kernel.shutdown_kernel)(now=True)
 
 # %% ../../nbs/29_plan.ipynb #4db26664
 def describe(plan:dict, # from `make_plan`
@@ -404,17 +405,20 @@ def finished_runs(plan:dict # from `make_plan`
     "The runs of a plan that are finished."
     return [name for name in plan['runs'] if record_file(Path(plan['root'])/name)]
 
-# %% ../../nbs/29_plan.ipynb #84cf9044
-def _reason(e):
-    "What papermill says of an error, without the traceback, which is in the notebook."
-    return f'{e.ename}: {e.evalue}' if hasattr(e, 'ename') else f'{type(e).__name__}: {e}'
+# %% ../../nbs/29_plan.ipynb #7edf4fa5
+@contextmanager
+def _named(what, log):
+    "Say which notebook failed, and of what, without papermill's traceback, which is in the notebook."
+    try: yield
+    except Exception as e:
+        reason = f'{e.ename}: {e.evalue}' if hasattr(e, 'ename') else f'{type(e).__name__}: {e}'
+        raise RuntimeError(f'{what}: {reason} (see {log})') from e
 
 def _do_run(plan, name, execute):
     "Do a run that is not finished, and say so."
     began, run = time.time(), plan['runs'][name]
     log = Path(plan['root'])/'logs'/f'{name}.ipynb'
-    try: execute(run['notebook'], log, run['params'])
-    except Exception as e: raise RuntimeError(f"{describe(plan, name)}: {_reason(e)} (see {log})") from e
+    with _named(describe(plan, name), log): execute(run['notebook'], log, run['params'])
     done = finished_runs(plan)
     if name not in done:
         raise RuntimeError(f"{run['notebook']} did not finish run {name}; did the data change meanwhile? (see {log})")
@@ -431,7 +435,7 @@ def run_job(file:str|Path, # plan.json
             if record_file(folder): link_record(folder)
             else: _do_run(plan, name, execute)
 
-# %% ../../nbs/29_plan.ipynb #5ba5b4c9
+# %% ../../nbs/29_plan.ipynb #7c608f2a
 def draw(profile:str, # a section of settings.ini
          data:str, # 'phantoms' or a folder
          results:str|Path, # folder of results, with a folder for each profile
@@ -442,4 +446,6 @@ def draw(profile:str, # a section of settings.ini
     "Draw tables and figures from results."
     params = dict(profile=profile, data=data, results=str(results), figures=str(figures))
     with shared_kernel() as execute:
-        for name in names: execute(name, Path(logs)/f'{name}.ipynb', params)
+        for name in names:
+            log = Path(logs)/f'{name}.ipynb'
+            with _named(name, log): execute(name, log, params)

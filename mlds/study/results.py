@@ -21,12 +21,12 @@ from .plan import _data_path, draw, draw_phantoms, finished_runs, make_plan, pla
 from .runs import Run, read_run
 from .statistics import prediction_half_width
 
-# %% ../../nbs/31_results.ipynb #32c8c535
-def history_curves(history:pd.DataFrame, # from `fit`: a row for each epoch, a column for each loss and score
+# %% ../../nbs/31_results.ipynb #96b782f1
+def history_curves(history:pd.DataFrame, # epoch, and a column for each loss and score
                    per_epoch:int # optimizer steps in an epoch
 ) -> pd.DataFrame: # step, name, value
     "The course of a training, a line for each number."
-    steps = history.assign(step=(history.index + 1)*per_epoch)
+    steps = history.assign(step=(history.epoch + 1)*per_epoch).drop(columns='epoch')
     return steps.melt('step', var_name='name').dropna()
 
 # %% ../../nbs/31_results.ipynb #57bcc915
@@ -134,7 +134,7 @@ def examples(self:Results,
         raise FileNotFoundError(f"{file} does not exist: results keep examples of the runs that {', '.join(_PICTURES)} show")
     with np.load(file) as f: return dict(f)
 
-# %% ../../nbs/31_results.ipynb #4544c899
+# %% ../../nbs/31_results.ipynb #4eb6978a
 def read_results(folder:str|Path # e.g. results/quick
 ) -> Results: # tables and pictures
     "The results of a profile, as `export` has written them."
@@ -143,7 +143,7 @@ def read_results(folder:str|Path # e.g. results/quick
         raise FileNotFoundError(f"there are no results in {folder}: run the experiments of this profile first")
     runs = pd.read_csv(folder/'runs.csv', dtype=dict(run=str, commit=str, changes=str), low_memory=False)
     tables = {name: _read_csv(folder/f'{name}.csv.gz') for name in _COLUMNS}
-    return Results(folder, runs.fillna({'changes': ''}), _read_csv(folder/'cells.csv'), **tables)
+    return Results(folder, runs.fillna(dict(changes='', commit='unknown')), _read_csv(folder/'cells.csv'), **tables)
 
 # %% ../../nbs/31_results.ipynb #1cf3cc32
 def commit_results(folder:str|Path, # exported results

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TEACHERS', 'MeanAUROC', 'MixedLearner', 'make_learner', 'progress', 'fit', 'ScoreCurve', 'probabilities', 'predict',
-           'predict_folder', 'Scores', 'evaluate']
+           'predict_folder', 'Scores', 'evaluate', 'show_examples', 'mixed_precision', 'device_name']
 
-# %% ../nbs/20_learner.ipynb #9ce5c34c
+# %% ../nbs/20_learner.ipynb #a5efce85
 import os, sys, time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.hook import module_summary  # gives Learner summary
 from fastai.callback.progress import ProgressCallback  # gives Learner no_bar
 from fastai.callback.schedule import Learner  # with fit_one_cycle
@@ -32,17 +33,18 @@ from fastprogress.fastprogress import progress_bar
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from .catalogue import task_of
 from .checkpoints import Checkpoint
-from .classsets import ClassSets, class_sets, unpack
+from .classsets import class_sets, ClassSets, to_labels, unpack
 from .dataloaders import CatalogueDataset, prepare_image
 from .files import read_image, write_mask
 from .labels import MaskedBCE, apply_policy, positive_weights
 from .metrics import ForegroundDice, ForegroundIoU, auroc_table, known_classes, overlap_counts, score_table
 from .models import Classifier, ModelSpec, best_model, load_model, make_network
 from .pseudolabels import PseudoLabels, StrongAugment
-from .show import colour_image, example_grid
+from .show import colour_image, example_grid, grey_levels
 from .supervision import MixedLoss
 from .task import Task
 from .teacher import MeanTeacher
@@ -488,3 +490,72 @@ def evaluate(model:nn.Module|Learner|str|Path|Sequence, # as for `predict`
     _check_model(models[0], task)
     if task.unit == 'image': return _evaluate_images(models, rows, task, flip, bar, **policy)
     return _evaluate_pixels(models, rows, task, flip, bar)
+
+# %% ../nbs/20_learner.ipynb #79c7a12e
+@patch
+def summary(self:Scores) -> dict: # mean_iou, mean_dice; iou and dice by class; known, images, groups
+    "The scores of a segmentation as plain numbers."
+    classes, mean = self.table.iloc[:-1], self.table.iloc[-1]
+    return dict(mean_iou=mean.IoU, mean_dice=mean.Dice, iou=classes.IoU.to_dict(), dice=classes.Dice.to_dict(),
+                known=self.known, images=len(self.counts), groups=self.per_image.group.nunique())
+
+# %% ../nbs/20_learner.ipynb #e24cff7e
+def _richest(per_image, background, n):
+    "Ids of the images with the most foreground, one of each group."
+    shown = per_image[per_image['class'] != background]
+    area = shown.assign(area=shown.TP + shown.FN).groupby(['id', 'group'], sort=False).area.sum().reset_index()
+    return area.sort_values('area', ascending=False, kind='stable').drop_duplicates('group').id.tolist()[:n]
+
+def _first(pixels): return pixels if pixels.ndim == 2 else pixels[..., 0]
+
+def _annotated(row, shape, task):
+    "What is certain in an annotation, as class ids or class sets."
+    sets = row.annotation.class_sets(shape, task.n_classes).certain
+    return (sets if task.overlapping else to_labels(torch.where(sets == 0, 1, sets))).numpy()
+
+# %% ../nbs/20_learner.ipynb #8c1192db
+@patch
+def examples(self:Scores,
+             rows:pd.DataFrame, # the catalogue that was evaluated
+             n:int=6 # images; fewer where groups are fewer, or images of other sizes
+) -> dict[str, np.ndarray]: # id (N,); image, target, pred (N, H, W): 8 bit, class ids or class sets; classes
+    "Images with annotation and prediction, as arrays."
+    task, rows, pred = task_of(rows), rows.set_index('id', drop=False), dict(zip(rows.id, self.pred))
+    ids = _richest(self.per_image, task.classes[0], n)
+    ids = [i for i in ids if pred[i].shape == pred[ids[0]].shape]
+    image = [grey_levels(_first(read_image(rows.image[i], task.channels))) for i in ids]
+    target = [_annotated(rows.loc[i], pred[i].shape, task) for i in ids]
+    arrays = dict(id=ids, image=image, target=target, pred=[pred[i] for i in ids])
+    return {k: np.stack(v) for k, v in arrays.items()} | dict(classes=np.array(task.classes))
+
+def show_examples(examples:dict[str, np.ndarray], # from `Scores.examples`
+                  task:Task # of the catalogue
+) -> Figure: # image, annotation, prediction
+    "Draw examples."
+    def sets(x): return class_sets(torch.as_tensor(x)) if task.overlapping else x
+    columns = dict(annotation=sets(examples['target']), prediction=sets(examples['pred']))
+    return example_grid(columns, examples['image'], task.classes)
+
+# %% ../nbs/20_learner.ipynb #c5b147d9
+class _CPUPrecision(MixedPrecision):
+    "bf16 on a CPU."
+    def before_fit(self):
+        self.autocast = torch.autocast('cpu', torch.bfloat16)
+        self.learn.scaler, self.scales = GradScaler('cpu', enabled=False), L()
+
+def mixed_precision(precision:str='fp32' # 'fp32', 'bf16', or on a GPU 'fp16'
+) -> list[Callback]: # for `make_learner(..., cbs=)`
+    "The callbacks that a training in this arithmetic needs, on the device at hand."
+    if precision not in ('fp32', 'bf16', 'fp16'):
+        raise ValueError(f"precision={precision!r} is unknown: choose one of fp32, bf16, fp16")
+    if precision == 'fp32': return []
+    if default_device().type == 'cuda': return [MixedPrecision(precision)]
+    if precision == 'bf16': return [_CPUPrecision()]
+    raise ValueError("precision='fp16' needs a GPU: choose bf16 or fp32")
+
+# %% ../nbs/20_learner.ipynb #0d420cbf
+def device_name() -> str: # e.g. 'NVIDIA H100 80GB HBM3' or 'CPU, 1 thread'
+    "What a training runs on."
+    if torch.cuda.is_available(): return torch.cuda.get_device_name()
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s'[:threads-1]}"

@@ -181,15 +181,15 @@ def _from_classifier(model, source):
     new = [k for k in model.state_dict() if k not in set(loaded)]
     return LoadReport(loaded, new, [k for k, feature in names.items() if not feature])
 
-# %% ../nbs/18_transfer.ipynb #02d42770
+# %% ../nbs/18_transfer.ipynb #2ddc0fd3
 def start_from(model:EncoderDecoder, # receives the weights
                source:nn.Module|Mapping, # a segmentation network, a classifier, or the state dict of a timm network
                new_scale:float=1. # factor on class layers that are new; 0: they begin at zero
 ) -> LoadReport: # names of tensors
     "Start a network from another one: all of a segmentation network, or the encoder from a classifier."
     if not isinstance(model, EncoderDecoder):
-        raise TypeError(f"a {type(model).__name__} cannot start from another network, only a U-Net can: continue its own "
-                        "training, or build it with make_network(task, ..., pretrained=file)")
+        raise TypeError(f"a {type(model).__name__} cannot start from another network, only a U-Net can: continue "
+                        "its own training, or build it with make_network(task, ..., pretrained=file)")
     if isinstance(source, EncoderDecoder): return _from_segmenter(model, source, new_scale)
     if isinstance(source, (nn.Module, Mapping)): return _from_classifier(model, source)
     raise TypeError(f"source is a {type(source).__name__}: read a file with load_model, and pass what that returns")

@@ -105,7 +105,7 @@ def test_wrong_files_are_named(case, tmp_path):
         load_model(tmp_path/'foreign.safetensors')
     with safetensors.safe_open(file, 'pt') as f: meta = f.metadata()
     later = meta | dict(format=str(int(meta['format'])+1), mlds='99.0')
-    safetensors.torch.save_file(load_model(file).state_dict(), tmp_path/'later.safetensors', later)
+    safetensors.torch.save_file(safetensors.torch.load_file(file), tmp_path/'later.safetensors', later)
     with pytest.raises(ValueError, match='later.safetensors was written by mlds 99.0.*update mlds'):
         load_model(tmp_path/'later.safetensors')
     assert json.loads(meta['spec'])['task']['classes'] == list(case[0].task.classes)
@@ -118,7 +118,8 @@ def test_modules_of_ones_own(tmp_path, scans):
             self.conv = nn.Conv2d(1, 4, 3, padding=1)
         def forward(self, x): return self.conv(x), []
     with pytest.raises(ValueError, match='the Mine has no description'): predict(Mine(), scans.image.iloc[0])
-    learn = make_learner(make_dataloaders(scans, bs=4, iterations=2), Mine(), aux_supervision='none', teacher='none', loss=dict(mil=0))
+    dls = make_dataloaders(scans, bs=4, iterations=2)
+    learn = make_learner(dls, Mine(), aux_supervision='none', teacher='none', loss=dict(mil=0))
     file = save_model(learn, tmp_path/'mine.safetensors')
     with pytest.raises(ValueError, match='a module that mlds cannot build'): load_model(file)
     assert same(predict(load_model(file, Mine()), scans.image.iloc[0]), predict(learn, scans.image.iloc[0]))
@@ -182,7 +183,8 @@ def test_scores_by_image_add_up_to_the_counts(case):
         scores = evaluate(learn, cat, bar=False)
         assert scores.probs.shape == (len(cat), 2) and list(scores.table.index) == ['IRF', 'SRF', 'mean']
         blank = cat.assign(IRF=np.nan, SRF=np.nan)
-        with pytest.raises(ValueError, match=f'id {cat.id.iloc[0]}: no label of it is known'): evaluate(learn, blank, blank='ignore', bar=False)
+        with pytest.raises(ValueError, match=f'id {cat.id.iloc[0]}: no label of it is known'):
+            evaluate(learn, blank, blank='ignore', bar=False)
         return
     scores = evaluate(learn, cat, bar=False)
     total = scores.per_image.groupby('class', sort=False)[['TP', 'FP', 'FN']].sum()
@@ -196,7 +198,8 @@ def test_lines_in_a_log(capsys):
     cat, learn = trained('overlapping')
     fit(learn, epochs=2, bar=False)
     lines = capsys.readouterr().out.strip().split('\n')
-    pattern = r'epoch 2/2 \| train_loss \d+\.\d+ \| valid_loss \d+\.\d+ \| foreground_iou \d+\.\d+ \| \d+:\d\d, 0:00 left'
+    scores = ' '.join(rf'\| {name} \d+\.\d+' for name in ('train_loss', 'valid_loss', 'foreground_iou'))
+    pattern = rf'epoch 2/2 {scores} \| \d+:\d\d, 0:00 left'
     assert re.fullmatch(pattern, lines[-1]), lines[-1]
 
 
@@ -243,8 +246,10 @@ def test_weights_and_biases(kind, tmp_path, monkeypatch):
 
 def logits(out): return out[0] if isinstance(out, tuple) else out
 
+def images(learn, n): return torch.stack([learn.dls.valid.dataset[i][0].as_subclass(torch.Tensor) for i in range(n)])
+
 def test_torch_export(case):
-    model, x = best_model(case[1]), torch.stack([case[1].dls.valid.dataset[i][0].as_subclass(torch.Tensor) for i in range(3)])
+    model, x = best_model(case[1]), images(case[1], 3)
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     torch.testing.assert_close(logits(program.module()(x[:2])), logits(model(x[:2])))
 
@@ -252,7 +257,7 @@ def test_torch_export(case):
 def test_onnx(case, tmp_path):
     pytest.importorskip('onnx'); pytest.importorskip('onnxscript')
     onnxruntime = pytest.importorskip('onnxruntime')
-    model, x = best_model(case[1]), torch.stack([case[1].dls.valid.dataset[i][0].as_subclass(torch.Tensor) for i in range(2)])
+    model, x = best_model(case[1]), images(case[1], 2)
     torch.onnx.export(model, (x,), tmp_path/'m.onnx', dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(tmp_path/'m.onnx')
     out = session.run(None, {session.get_inputs()[0].name: x.numpy()})

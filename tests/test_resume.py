@@ -156,8 +156,8 @@ def test_adapters_and_their_curve_resume_bit_for_bit(tmp_path, scans):
         start = make_network(scans.task, 'test_resnet', width=4, head_width=8)
         curve = ScoreCurve(2)
         points.append(curve)
-        return make_learner(make_dataloaders(few, bs=2, iterations=4, seed=0), start=start, tune='adapters', teacher='none',
-                            teaching=dict(augment=False), cbs=[curve, *cbs])
+        dls, teaching = make_dataloaders(few, bs=2, iterations=4, seed=0), dict(augment=False)
+        return make_learner(dls, start=start, tune='adapters', teacher='none', teaching=teaching, cbs=[curve, *cbs])
 
     check_resumes(learner, tmp_path)
     straight, _, resumed = points

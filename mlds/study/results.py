@@ -21,8 +21,8 @@ from .plan import _data_path, draw, draw_phantoms, finished_runs, make_plan, pla
 from .runs import Run, read_run
 from .statistics import prediction_half_width
 
-# %% ../../nbs/31_results.ipynb #e6c6abd2
-def history_curves(history:pd.DataFrame, # from `fit`: a row for each epoch, a column for each loss and score
+# %% ../../nbs/31_results.ipynb #9c40ef38
+def history_curves(history:pd.DataFrame, # a row for each epoch, a column for each loss and score
                    per_epoch:int # optimizer steps in an epoch
 ) -> pd.DataFrame: # step, name, value
     "The course of a training, a line for each number."

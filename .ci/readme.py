@@ -1,9 +1,22 @@
-"Write the file named on the command line: text and code of nbs/index.ipynb, with links that start one folder higher."
+"Bring the numbers in the notebooks up to date; then write the file named on the command line: nbs/index.ipynb as Markdown."
+import re
 import sys
 from pathlib import Path
 
 import nbformat
 
-shown = [c for c in nbformat.read('nbs/index.ipynb', 4).cells if not c.source.startswith('#| hide')]
-parts = [c.source if c.cell_type == 'markdown' else '```python\n' + c.source.removeprefix('#| eval: false\n') + '\n```' for c in shown]
-Path(sys.argv[1]).write_text('\n\n'.join(parts).replace('](../', '](') + '\n')
+from mlds.study.numbers import number_functions, stale_notebooks
+
+
+def shown(cell):
+    "A cell as the README has it."
+    text = cell.source.removeprefix('#| eval: false\n')
+    return text if cell.cell_type == 'markdown' else f'```python\n{text}\n```'
+
+
+write = sys.argv[2:] == ['numbers']
+for file in stale_notebooks('nbs', number_functions(), write): print(f'{"brought" if write else "not"} up to date: {file}')
+cells = [c for c in nbformat.read('nbs/index.ipynb', 4).cells if not c.source.startswith('#| hide')]
+text = re.sub(r'<!--.*?-->', '', '\n\n'.join(map(shown, cells)))  # marks are for notebooks
+text = re.sub(r'\]\((?!http|\.\./)', '](nbs/', text).replace('](../', '](')  # links start one folder higher
+Path(sys.argv[1]).write_text(text + '\n')

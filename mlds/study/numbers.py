@@ -17,7 +17,7 @@ from ..files import atomic_file
 from .statistics import paired_differences
 from .tables import cell_text, interval_text
 
-# %% ../../nbs/33_numbers.ipynb #aa1a6aaa
+# %% ../../nbs/33_numbers.ipynb #03657f67
 _MARK = re.compile(r'<!--= (.+?) -->(.*?)<!--/-->', re.S)
 
 def fill_numbers(text:str, # Markdown, with marks
@@ -25,14 +25,14 @@ def fill_numbers(text:str, # Markdown, with marks
 ) -> str: # the text with every number as the results have it
     "Put the value of each mark's expression behind it; raises naming the expression that fails."
     def value(mark):
-        try: return eval(mark, {'__builtins__': {'len': len, 'round': round}}, dict(names))
+        try: return eval(mark, {'__builtins__': dict(dict=dict)}, dict(names))
         except Exception as e: raise ValueError(f"<!--= {mark} -->: {type(e).__name__}: {e}") from e
     return _MARK.sub(lambda m: f'<!--= {m[1]} -->{value(m[1])}<!--/-->', text)
 
-# %% ../../nbs/33_numbers.ipynb #bab67359
+# %% ../../nbs/33_numbers.ipynb #c549a480
 def number_functions(figures:str|Path='figures', # folder of the profiles' tables
                      profile:str='quick' # whose tables are meant
-) -> dict: # cell, difference, number
+) -> dict: # cell, difference, number, seeds
     "The functions that marks may call."
     @cache
     def table(name):
@@ -47,7 +47,7 @@ def number_functions(figures:str|Path='figures', # folder of the profiles' table
         return rows
     return dict(table=table, chosen=chosen) | _picks(table, chosen)
 
-# %% ../../nbs/33_numbers.ipynb #9f587638
+# %% ../../nbs/33_numbers.ipynb #1bf5f54e
 def _picks(table, chosen):
     def cell(name, row, column='', **where):
         return cell_text(chosen(name, dict(row=row, column=column, **where)).value.to_numpy())
@@ -59,7 +59,9 @@ def _picks(table, chosen):
         rows = chosen(name, where)
         if len(rows) > 1: raise ValueError(f"{name} has {len(rows)} lines with {where}: name more columns")
         return f'{rows[value].item():.{digits}f}'
-    return dict(cell=cell, difference=difference, number=number)
+    def seeds(name, row, column=''):
+        return ', '.join(f'{v:.2f}' for v in chosen(name, dict(row=row, column=column)).value)
+    return dict(cell=cell, difference=difference, number=number, seeds=seeds)
 
 # %% ../../nbs/33_numbers.ipynb #9ffcef9d
 def _filled_cells(nb, names):

@@ -232,14 +232,14 @@ def observation_matrix(cases:pd.DataFrame, # lines of per_case of one run: id, t
     wide = chosen.pivot(index='id', columns='target', values='value')
     return wide.loc[chosen.id.unique(), chosen.target.unique()]
 
-# %% ../../nbs/32_tables.ipynb #46e8c515
+# %% ../../nbs/32_tables.ipynb #31792f06
 def committee_aurocs(cells:pd.DataFrame, # of Table 3: row, run
                      results:Results # from `read_results`
 ) -> pd.DataFrame: # row, observation, AUROC, low, high, positives, negatives
     "AUROC of every member, and of the mean of their probabilities."
     cases = [results.per_case[results.per_case.run == run] for run in cells.run]
     probs = [observation_matrix(c, 'probability') for c in cases]
-    labels = observation_matrix(cases[0], 'label')
+    labels = observation_matrix(cases[0], 'label').reindex_like(probs[0]) # a blank label has no line
     groups = cases[0].drop_duplicates('id').set_index('id').group.loc[labels.index]
     def table(p, row):
         found = auroc_table(torch.tensor(p.to_numpy()), labels, groups, list(labels))

@@ -413,7 +413,7 @@ def _masks(train):
 def simulate_budget(cat:Catalogue, # with splits
                     masks:int|float|str='all', # training masks: a number, a share in 0..1 (float), or 'all'
                     kind:str|Callable='none', # of the others: one of `KINDS`, 'none' (dropped), or row -> annotation
-                    by:str='classes', # masks go to 'classes' (the first images show all) or 'groups' (patient by patient)
+                    by:str='classes', # masks go by 'classes' (the first show all) or by 'groups' (patients)
                     pool:int|float|str='all', # training images to begin with: a number, a share or 'all'
                     positive_only:bool=False, # leave out training images without foreground
                     seed:int=0 # which images

@@ -57,7 +57,7 @@ class CatalogueDataset:
     def __init__(self,
                  rows:Catalogue, # columns id, image, annotation; observations for a task of whole images
                  size:Sequence[int]|None=None, # (H, W) of the items; as stored if not given
-                 normalise:str|None=None, # see `prepare_image`; by default 'image' for pixels, 'unit' for whole images
+                 normalise:str|None=None, # see `prepare_image`; by default 'image', 'unit' for image labels
                  uncertain:str='ignore', # see `apply_policy`
                  blank:str='zeros', # see `apply_policy`
                  cache:bool=True, # keep decoded items in memory
@@ -241,7 +241,7 @@ def make_dataloaders(cat:Catalogue, # columns id, group, split, image, annotatio
                      quota:dict[str, int]|None=None, # images of each kind in a batch; half of it masks if not given
                      iterations:int=50, # batches in an epoch
                      tfms:list|None=None, # batch transforms; `geometric_tfms` or `classifier_tfms` if not given
-                     normalise:str|None=None, # see `prepare_image`; by default 'image' for pixels, 'unit' for whole images
+                     normalise:str|None=None, # see `prepare_image`; by default 'image', 'unit' for image labels
                      uncertain:str='ignore', # see `apply_policy`
                      blank:str='zeros', # see `apply_policy`
                      cache:bool=True, # keep decoded items in memory, unless other processes read them

@@ -71,8 +71,8 @@ def _count(text):
     raise ValueError(text)
 
 # %% ../../nbs/29_plan.ipynb #337554e4
-_LINES = dict(budgets=(_count, 'whole numbers'), seeds=(_count, 'whole numbers'), pretrainings=(_count, 'a whole number'),
-              shares=(_share, 'numbers above 0, at most 1'), archs=(str, 'names'))
+_LINES = dict(budgets=(_count, 'whole numbers'), seeds=(_count, 'whole numbers'),
+              pretrainings=(_count, 'a whole number'), shares=(_share, 'numbers above 0, at most 1'), archs=(str, 'names'))
 _USUAL = dict(archs='test_resnet', shares='0.5 1', pretrainings='1')
 
 def _table_lines(given, section, names):
@@ -144,8 +144,8 @@ def find_data(file:str|Path, # settings.ini
     if data == 'phantoms': return data
     folder = Path(_data_path(file, data))
     if _is_oct(folder) or folder.is_dir() and len(_chest_folders(folder)) == 3: return str(folder.absolute())
-    raise FileNotFoundError(f"data {data!r}: {folder/'labels.csv'} does not exist; give a dataset folder, or one that holds "
-                            "the folders findings, anatomy and infection, or phantoms")
+    raise FileNotFoundError(f"data {data!r}: {folder/'labels.csv'} does not exist; give a dataset folder, or one "
+                            "that holds the folders findings, anatomy and infection, or phantoms")
 
 # %% ../../nbs/29_plan.ipynb #bb5d56d9
 def _phantom_manifest(params):

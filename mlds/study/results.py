@@ -131,7 +131,7 @@ def examples(self:Results,
     "Images and predictions that a run kept."
     file = self.folder/'examples'/f'{run}.npz'
     if not file.exists():
-        raise FileNotFoundError(f"{file} does not exist: results keep examples of the runs that {', '.join(_PICTURES)} show")
+        raise FileNotFoundError(f"{file} does not exist: examples are kept of runs in {', '.join(_PICTURES)}")
     with np.load(file) as f: return dict(f)
 
 # %% ../../nbs/31_results.ipynb #4eb6978a

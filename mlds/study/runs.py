@@ -130,7 +130,7 @@ def _open_work(self:Run):
     "The work folder, locked; an error with a reason where it cannot be made."
     try: self.work.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise OSError(f"cannot write to {self.root} ({e.strerror}): choose another folder of runs with RUNS=FOLDER") from e
+        raise OSError(f"cannot write to {self.root} ({e.strerror}): choose another folder, RUNS=FOLDER") from e
     lock(self.work.absolute()/'.lock')
 
 # %% ../../nbs/27_runs.ipynb #64f28d4b

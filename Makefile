@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONWARNINGS ?= ignore
 SNAKEMAKE = snakemake --nolock --rerun-incomplete --rerun-triggers mtime --quiet all --cores $(CORES)
 
-.PHONY: help install reproduce redraw results compare test readme clean
+.PHONY: help install reproduce redraw results compare test readme numbers clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -4
@@ -51,9 +51,12 @@ test: install
 	@OMP_NUM_THREADS=1 nbdev-test nbs --n-workers 2 --skip-folder-re '^([_.]|experiments$$)'
 	@OMP_NUM_THREADS=1 pytest -q
 
-# The text and code of nbs/index.ipynb, without outputs and hidden cells.
+# The text and code of nbs/index.ipynb as README.md; `make numbers` first brings the numbers in all notebooks up to date.
 readme: install
 	@python .ci/readme.py $(README)
+
+numbers: install
+	@python .ci/readme.py $(README) numbers
 
 clean:
 	rm -rf runs .snakemake

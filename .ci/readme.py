@@ -1,4 +1,4 @@
-"Bring the numbers in the notebooks up to date; then write the file named on the command line: nbs/index.ipynb as Markdown."
+"Write the file named on the command line: nbs/index.ipynb as Markdown. With `numbers` behind it, bring the numbers up to date first."
 import re
 import sys
 from pathlib import Path
@@ -14,8 +14,8 @@ def shown(cell):
     return text if cell.cell_type == 'markdown' else f'```python\n{text}\n```'
 
 
-write = sys.argv[2:] == ['numbers']
-for file in stale_notebooks('nbs', number_functions(), write): print(f'{"brought" if write else "not"} up to date: {file}')
+if sys.argv[2:] == ['numbers']:
+    for file in stale_notebooks('nbs', number_functions(), write=True): print(f'brought up to date: {file}')
 cells = [c for c in nbformat.read('nbs/index.ipynb', 4).cells if not c.source.startswith('#| hide')]
 text = re.sub(r'<!--.*?-->', '', '\n\n'.join(map(shown, cells)))  # marks are for notebooks
 text = re.sub(r'\]\((?!http|\.\./)', '](nbs/', text).replace('](../', '](')  # links start one folder higher

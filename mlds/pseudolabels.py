@@ -35,7 +35,7 @@ def _prune_overlapping(sets, probs, threshold):
 # %% ../nbs/15_pseudolabels.ipynb #9c9d6789
 def prune_candidates(sets:ClassSets, # int64 (B, 3, H, W)
                      probs:Tensor, # float (B, C, H, W), the teacher's probabilities
-                     threshold:float=.9, # confidence, 0..1, or .5..1 where classes overlap; the higher, the more stays open
+                     threshold:float=.9, # confidence, 0..1 (.5..1 where classes overlap); higher leaves more open
                      overlapping:bool=False # several classes at a pixel: each is decided by itself
 ) -> ClassSets: # int64 (B, 3, H, W), an interval inside that of `sets`
     "Strike out improbable classes among the possible ones (A2: pseudo-labels inside what the annotation allows)."

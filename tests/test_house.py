@@ -1,5 +1,5 @@
 "Notebooks, modules, README, requirements and profiles agree with one another."
-import ast, re, statistics, sys
+import ast, re, statistics, sys, zipfile
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
@@ -9,7 +9,6 @@ from packaging.specifiers import SpecifierSet
 
 from conftest import ROOT, call, git_files, make
 from mlds.study.numbers import number_functions, stale_notebooks
-
 
 README = (ROOT/'README.md').read_text()
 CHAPTERS = sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))
@@ -140,6 +139,17 @@ def test_every_chapter_has_one_title():
     for n in [*CHAPTERS, *EXPERIMENTS]:
         titles = [l for c in cells(n) if c.cell_type == 'markdown' for l in c.source.splitlines() if re.match(r'# ', l)]
         assert len(titles) == 1 and not titles[0].startswith('# #'), n.name
+
+def test_the_wheel_is_whole(checkout, tmp_path):
+    "All rooms are in the wheel: it imports from an empty folder."
+    done = call(sys.executable, '-m', 'pip', 'wheel', '.', '--no-deps', '--quiet', '-w', tmp_path, cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    wheel, = tmp_path.glob('*.whl')
+    zipfile.ZipFile(wheel).extractall(tmp_path/'wheel')
+    rooms = [m for n in CHAPTERS if (m := module_of(n))]
+    code = '; '.join(f'import mlds.{m}' for m in rooms) + '; print(mlds.__file__)'
+    done = call(sys.executable, '-c', code, cwd=tmp_path/'wheel')
+    assert done.stdout.strip() == str(tmp_path/'wheel/mlds/__init__.py'), done.stderr
 
 def test_no_large_file_is_committed():
     assert not [str(p) for p in git_files() if (ROOT/p).stat().st_size > 3e6]

@@ -72,7 +72,8 @@ def _count(text):
 
 # %% ../../nbs/29_plan.ipynb #337554e4
 _LINES = dict(budgets=(_count, 'whole numbers'), seeds=(_count, 'whole numbers'),
-              pretrainings=(_count, 'a whole number'), shares=(_share, 'numbers above 0, at most 1'), archs=(str, 'names'))
+              pretrainings=(_count, 'a whole number'), archs=(str, 'names'),
+              shares=(_share, 'numbers above 0, at most 1'))
 _USUAL = dict(archs='test_resnet', shares='0.5 1', pretrainings='1')
 
 def _table_lines(given, section, names):

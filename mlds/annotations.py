@@ -23,7 +23,7 @@ from .files import read_mask
 class Annotation:
     "What somebody said about one image; subclasses define `class_sets`."
     kind = 'annotation'
-    says_where = True # whether it tells of any pixel what is there
+    says_where = True # whether it says of any pixel what is there
     def class_sets(self,
                    size:Sequence[int], # (H, W) of the image
                    n_classes:int # number of classes of the task

@@ -96,7 +96,7 @@ def from_labels(labels:Tensor, # integer (..., H, W), class ids
 # %% ../nbs/00_classsets.ipynb #7c856a58
 def to_labels(bits:Tensor # int64 (..., H, W), one class a pixel
 ) -> Tensor: # int64 (..., H, W), class ids; -1 where the set is empty
-    "The class id of one-class sets (the highest one, were there several)."
+    "The class id of one-class sets (the highest one if there are several)."
     return torch.where(bits > 0, bits.double().log2().floor(), -1.).long()
 
 # %% ../nbs/00_classsets.ipynb #90b56db6

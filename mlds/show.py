@@ -67,7 +67,7 @@ def _states(sets, n_classes):
 def colour_image(sets:ClassSets, # int64 (3, H, W)
                  n_classes:int # number of classes of the task
 ) -> np.ndarray: # float (H, W, 4), RGBA in 0..1
-    "Class sets as a see-through picture: full colour where certain, pale stripes where open, grey where unknown."
+    "Class sets as a transparent overlay: full colour where certain, pale stripes where open, grey where unknown."
     sets = ClassSets(sets.cpu())
     open_, unknown = _states(sets, n_classes)
     shown = _striped_class(sets.possible & (1 << n_classes) - 1, n_classes)

@@ -156,7 +156,7 @@ def _refresh(self:LabelStore):
 
 @patch
 def _adopt(self:LabelStore, number, meta):
-    "Know a shard's images."
+    "Register a shard's images."
     self._shards[number] = meta
     self._where.update({id: (number, i) for i, id in enumerate(meta['ids'])})
 

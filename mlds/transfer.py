@@ -110,7 +110,7 @@ class LoadReport(NamedTuple):
     "What happened to the tensors of a network and of its source."
     loaded:list # names in the network, filled from the source
     new:list # names in the network that the source did not fill
-    left:list # names in the source that found no use
+    left:list # names in the source that were not used
     def __repr__(self): return f"{len(self.loaded)} tensors loaded, {len(self.new)} new, {len(self.left)} left over"
 
 def _class_layers(model):

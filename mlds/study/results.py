@@ -287,7 +287,7 @@ def _redraw(profile:str='quick', data:str='phantoms', results:str='results', fig
 
 # %% ../../nbs/31_results.ipynb #977d6b23
 def _compare(profile:str='quick', data:str='phantoms', runs:str='runs', results:str='results') -> str:
-    "Hold this machine's results against the committed ones."
+    "Compare this machine's results with the committed ones."
     name = _name(profile, data)
     committed, yours = [table_values(read_results(Path(f)/name)) for f in (results, f'{runs}/results')]
     file = Path(results)/name/'second_processor.csv'

@@ -9,9 +9,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def call(*command, cwd=ROOT, timeout=300):
     "Run a command with this Python's programs and one torch thread; on a time limit all its children end too."
-    env = os.environ | {'PATH': f"{Path(sys.executable).parent}:{os.environ['PATH']}", 'PYTHONPATH': str(cwd), 'OMP_NUM_THREADS': '1',
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = os.environ | {'PATH': path, 'PYTHONPATH': str(cwd), 'OMP_NUM_THREADS': '1',
                         'PYTHONWARNINGS': 'ignore', 'MAKEFLAGS': ''}
-    p = subprocess.Popen([str(c) for c in command], cwd=cwd, env=env, text=True, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    p = subprocess.Popen([str(c) for c in command], cwd=cwd, env=env, text=True, start_new_session=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try: out, err = p.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         os.killpg(p.pid, signal.SIGKILL)

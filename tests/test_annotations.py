@@ -1,4 +1,5 @@
-"Whatever kind of annotation a mask is weakened to, at every level: certain classes are in the mask, the mask's classes are possible."
+("Whatever kind of annotation a mask is weakened to, at every level: certain classes are in the mask, "
+ "the mask's classes are possible.")
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -11,14 +12,17 @@ from mlds.pseudolabels import prune_candidates
 check = lambda *strategies, n=40: lambda f: settings(max_examples=n, deadline=None)(given(*strategies)(f))
 torch.set_num_threads(1)
 seeds, side, few, kinds = st.integers(0, 2**31), st.integers(1, 33), st.integers(2, 20), st.sampled_from(KINDS)
+sharpness = st.sampled_from(['mild', 'sure', 'flat'])
 
 
 def random_labels(seed, h, w, c):
     "Class ids in patches and specks, with background and some classes missing."
     g = torch.Generator().manual_seed(seed)
-    coarse = torch.randint(0, c, (-(-h//4), -(-w//4)), generator=g).repeat_interleave(4, 0).repeat_interleave(4, 1)[:h, :w]
+    coarse = torch.randint(0, c, (-(-h//4), -(-w//4)), generator=g)
+    patches = coarse.repeat_interleave(4, 0).repeat_interleave(4, 1)[:h, :w]
     specks = torch.rand(h, w, generator=g) < .05
-    labels = torch.where(specks, torch.randint(0, c, (h, w), generator=g), coarse * (torch.rand(h, w, generator=g) < .9))
+    fine = torch.randint(0, c, (h, w), generator=g)
+    labels = torch.where(specks, fine, patches * (torch.rand(h, w, generator=g) < .9))
     return labels * (torch.rand(c, generator=g) < .6)[labels]
 
 
@@ -28,7 +32,8 @@ def inside(a, b): return not (a & ~b).any()
 
 def assert_contains(sets, truth, c):
     "`sets` is an interval with `truth` in it, and each of its regions holds its class."
-    assert inside(sets.certain, truth.certain) and inside(truth.certain, sets.possible) and inside(sets.certain, sets.possible)
+    assert (inside(sets.certain, truth.certain) and inside(truth.certain, sets.possible)
+            and inside(sets.certain, sets.possible))
     for k in range(MAX_CLASSES):
         region = (sets.regions >> k & 1).bool()
         if region.any(): assert (truth.certain[region] >> k % c & 1).any(), f'region bit {k} without class {k % c}'
@@ -43,7 +48,8 @@ def test_every_kind_contains_the_truth(seed, h, w, c, kind):
 @check(seeds, side, side, few, kinds)
 def test_at_every_level_too(seed, h, w, c, kind):
     labels = random_labels(seed, h, w, c)
-    weak, truth = (pyramid(s, sizes_of(h, w), c) for s in (weaken(Mask(labels.numpy()), kind, c).class_sets((h, w), c), from_labels(labels, c)))
+    sets = weaken(Mask(labels.numpy()), kind, c).class_sets((h, w), c)
+    weak, truth = (pyramid(s, sizes_of(h, w), c) for s in (sets, from_labels(labels, c)))
     for a, b in zip(weak, truth): assert_contains(a, b, c)
 
 
@@ -91,9 +97,11 @@ def test_partial_masks_contain_the_truth(seed, h, w, c, data):
     seen = data.draw(st.sets(st.integers(1, c-1)))
     drawn = torch.where(torch.isin(labels, torch.tensor([0, *seen])), labels, 0)
     sets = PartialMask(drawn.numpy(), annotated=tuple(seen)).class_sets((h, w), c)
-    for a, b in zip(pyramid(sets, sizes_of(h, w), c), pyramid(from_labels(labels, c), sizes_of(h, w), c)): assert_contains(a, b, c)
+    sizes, truth = sizes_of(h, w), from_labels(labels, c)
+    for a, b in zip(pyramid(sets, sizes, c), pyramid(truth, sizes, c)): assert_contains(a, b, c)
     open_ = sets.possible[drawn == 0] & ((1 << c) - 1)
-    assert (open_ == encode({0, *range(1, c)} - seen)).all(), 'nothing drawn: background, or a class that nobody looked for'
+    expect = encode({0, *range(1, c)} - seen)
+    assert (open_ == expect).all(), 'nothing drawn: background, or a class that nobody looked for'
     if len(seen) < c-1: assert torch.equal(sets.known, drawn > 0)
 
 
@@ -109,22 +117,24 @@ def random_probs(seed, c, h, w, kind):
     return x.softmax(1)
 
 
-@check(seeds, st.integers(1, 16), st.integers(1, 16), few, kinds, st.sampled_from(['mild', 'sure', 'flat']), st.floats(0, 1))
+@check(seeds, st.integers(1, 16), st.integers(1, 16), few, kinds, sharpness, st.floats(0, 1))
 def test_pruning_stays_inside(seed, h, w, c, kind, sharp, threshold):
     sets = weaken(Mask(random_labels(seed, h, w, c).numpy()), kind, c).class_sets((h, w), c)[None]
     out = prune_candidates(ClassSets(sets), random_probs(seed, c, h, w, sharp), threshold)
-    assert inside(sets.certain, out.certain) and inside(out.certain, out.possible) and inside(out.possible, sets.possible)
+    assert (inside(sets.certain, out.certain) and inside(out.certain, out.possible)
+            and inside(out.possible, sets.possible))
     assert out.possible.bool().all() and torch.equal(out.regions, sets.regions)
     assert torch.equal(out.as_subclass(Tensor)[:, :, sets.known[0]], sets.as_subclass(Tensor)[:, :, sets.known[0]])
 
 
-@check(seeds, few, st.sampled_from(['mild', 'sure', 'flat']), st.floats(0, 1))
+@check(seeds, few, sharpness, st.floats(0, 1))
 def test_pruning_any_interval(seed, c, sharp, threshold):
     "Also where some classes are certain and others open, as for overlapping structures."
     bits = torch.randint(1, 1 << c, (3, 1, 9, 9), generator=torch.Generator().manual_seed(seed))
     sets = class_sets(bits[0] & bits[1], bits[0] | bits[2])
     out = prune_candidates(sets, random_probs(seed, c, 9, 9, sharp), threshold)
-    assert inside(sets.certain, out.certain) and inside(out.certain, out.possible) and inside(out.possible, sets.possible)
+    assert (inside(sets.certain, out.certain) and inside(out.certain, out.possible)
+            and inside(out.possible, sets.possible))
 
 
 def shares(seed, sets, c):
@@ -169,7 +179,8 @@ def test_no_probability_left_for_what_is_possible():
 
 def test_a_mask_of_class_sets_keeps_every_class():
     bits = torch.tensor([[0b110, 0b001], [0b010, 0b100]])
-    assert torch.equal(Mask(bits.numpy(), bits=True).class_sets((2, 2), 3).as_subclass(Tensor), class_sets(bits).as_subclass(Tensor))
+    sets = Mask(bits.numpy(), bits=True).class_sets((2, 2), 3)
+    assert torch.equal(sets.as_subclass(Tensor), class_sets(bits).as_subclass(Tensor))
 
 
 def test_the_highest_set_is_one():
@@ -178,12 +189,14 @@ def test_the_highest_set_is_one():
 
 @pytest.mark.parametrize("bits", [0b1000, 0, -1])
 def test_a_mask_of_class_sets_with_unknown_classes(bits):
-    with pytest.raises(ValueError, match='class'): Mask(torch.tensor([[1, bits]]).numpy(), bits=True).class_sets((1, 2), 3)
+    with pytest.raises(ValueError, match='class'):
+        Mask(torch.tensor([[1, bits]]).numpy(), bits=True).class_sets((1, 2), 3)
 
 
-@pytest.mark.parametrize('make', [lambda: Boxes([(1, 0, 0, 9, 9)]), lambda: Boxes([(3, 0, 0, 2, 2)]), lambda: Boxes([(1, 2, 0, 1, 2)]),
-                                  lambda: Boxes([(1, 0, 0, float('nan'), 2)]), lambda: Boxes([(0, 0, 0, 2, 2)]), lambda: Boxes([(1, -1, 0, 2, 2)]),
-                                  lambda: ImageLabels([0]), lambda: ImageLabels([3]), lambda: Mask(torch.zeros(3, 4).long().numpy())])
+@pytest.mark.parametrize('make', [
+    lambda: Boxes([(1, 0, 0, 9, 9)]), lambda: Boxes([(3, 0, 0, 2, 2)]), lambda: Boxes([(1, 2, 0, 1, 2)]),
+    lambda: Boxes([(1, 0, 0, float('nan'), 2)]), lambda: Boxes([(0, 0, 0, 2, 2)]), lambda: Boxes([(1, -1, 0, 2, 2)]),
+    lambda: ImageLabels([0]), lambda: ImageLabels([3]), lambda: Mask(torch.zeros(3, 4).long().numpy())])
 def test_contradictions_are_refused(make):
     with pytest.raises(ValueError, match='box|image labels|mask is'): make().class_sets((4, 4), 3)
 

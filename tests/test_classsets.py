@@ -7,8 +7,9 @@ from fastai.vision.augment import PadMode
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from mlds.classsets import (EVERYTHING, MAX_CLASSES, ClassSets, cell_pool, class_sets, in_single_cell, decode, encode, from_labels,
-                            nothing_known, or_pool, pack, pyramid, region_classes, resize, to_labels, unpack)
+from mlds.classsets import (EVERYTHING, MAX_CLASSES, ClassSets, cell_pool, class_sets, in_single_cell, decode, encode,
+                            from_labels, nothing_known, or_pool, pack, pyramid, region_classes, resize, to_labels,
+                            unpack)
 
 check = lambda *strategies, n=60: lambda f: settings(max_examples=n, deadline=None)(given(*strategies)(f))
 torch.set_num_threads(1)
@@ -22,7 +23,8 @@ def random_sets(seed, h, w, c, batch=()):
     g = torch.Generator().manual_seed(seed)
     bits = lambda high: torch.randint(0, high, (*batch, h, w), generator=g)
     certain, scarce = bits(1 << c) & bits(1 << c), MAX_CLASSES//c*c
-    return class_sets(certain, certain | bits(1 << c) & bits(1 << c), bits(1 << scarce) & bits(1 << scarce) & bits(1 << scarce))
+    possible = certain | bits(1 << c) & bits(1 << c)
+    return class_sets(certain, possible, bits(1 << scarce) & bits(1 << scarce) & bits(1 << scarce))
 
 
 def bits_or(x):
@@ -62,7 +64,8 @@ def test_labels_survive(seed, h, w, c):
 
 @pytest.mark.parametrize('low,high', [(-1, 3), (0, 4), (0, 255)])
 def test_class_ids_outside_the_list(low, high):
-    with pytest.raises(ValueError, match=rf'class ids {low}\.\.{high} found, but 4 classes'): from_labels(torch.tensor([[low, high]]), 4)
+    with pytest.raises(ValueError, match=rf'class ids {low}\.\.{high} found, but 4 classes'):
+        from_labels(torch.tensor([[low, high]]), 4)
 
 
 def test_more_classes_than_a_set_holds():
@@ -147,11 +150,14 @@ def test_pyramid_of_a_batch_is_that_of_its_images():
 def columns(sets): return set(map(tuple, sets.as_subclass(Tensor).movedim(-3, -1).reshape(-1, 3).tolist()))
 
 
-@check(seeds, st.integers(2, 30), st.integers(2, 30), st.floats(-90, 90), st.floats(.5, 2), st.floats(-.5, .5), st.booleans())
+@check(seeds, st.integers(2, 30), st.integers(2, 30), st.floats(-90, 90), st.floats(.5, 2), st.floats(-.5, .5),
+       st.booleans())
 def test_moving_invents_nothing(seed, h, w, degrees, zoom, shift, mirror):
     "Every set that comes out is one that went in, or nothing known."
     sets, a = random_sets(seed, h, w, 4, (2,)), torch.tensor(degrees).deg2rad()
-    mat = torch.stack([torch.stack([a.cos()*(-1 if mirror else 1), -a.sin(), torch.tensor(shift)]), torch.stack([a.sin(), a.cos(), torch.tensor(-shift)])])
+    x = torch.stack([a.cos()*(-1 if mirror else 1), -a.sin(), torch.tensor(shift)])
+    y = torch.stack([a.sin(), a.cos(), torch.tensor(-shift)])
+    mat = torch.stack([x, y])
     moved = sets.affine_coord((mat*zoom).expand(2, -1, -1))
     assert type(moved) is ClassSets and moved.shape == sets.shape
     for before, after in zip(sets, moved): assert columns(after) <= columns(before) | {(0, EVERYTHING, 0)}
@@ -170,14 +176,16 @@ def test_sets_move_as_the_image_does(seed, h, w, degrees):
     "An image that shows pixel numbers, moved by fastai to the nearest pixel, names the sets that should have come."
     sets, a = random_sets(seed, h, w, 3, (1,)), torch.tensor(degrees).deg2rad()
     mat = torch.stack([torch.stack([a.cos(), -a.sin(), a*0]), torch.stack([a.sin(), a.cos(), a*0])])[None]
-    shown = TensorImage(torch.arange(1., h*w+1).view(1, 1, h, w)).affine_coord(mat, mode='nearest', pad_mode=PadMode.Zeros)
+    numbers = TensorImage(torch.arange(1., h*w+1).view(1, 1, h, w))
+    shown = numbers.affine_coord(mat, mode='nearest', pad_mode=PadMode.Zeros)
     moved = sets.affine_coord(mat, mode='bilinear', pad_mode=PadMode.Reflection)
     table = torch.cat([torch.tensor([[0], [EVERYTHING], [0]]), sets[0].flatten(-2).as_subclass(Tensor)], -1)
     assert torch.equal(moved[0].as_subclass(Tensor), table[:, shown.long().flatten().as_subclass(Tensor)].view(3, h, w))
 
 
 def test_every_region_bit_survives_a_move():
-    sets = class_sets(torch.zeros(1, 3, 5, dtype=torch.long), torch.full((1, 3, 5), EVERYTHING), torch.full((1, 3, 5), (1 << MAX_CLASSES) - 1))
+    certain, possible = torch.zeros(1, 3, 5, dtype=torch.long), torch.full((1, 3, 5), EVERYTHING)
+    sets = class_sets(certain, possible, torch.full((1, 3, 5), (1 << MAX_CLASSES) - 1))
     assert torch.equal(sets.affine_coord(torch.tensor([[[-1., 0, 0], [0, 1, 0]]])), sets)
 
 
@@ -191,7 +199,8 @@ def test_resize_takes_the_pixel_under_each_centre(seed, h, w, h2, w2):
 
 
 def test_certain_must_be_possible():
-    with pytest.raises(ValueError, match='certain at a pixel where it is not possible'): class_sets(torch.tensor([[3]]), torch.tensor([[1]]))
+    with pytest.raises(ValueError, match='certain at a pixel where it is not possible'):
+        class_sets(torch.tensor([[3]]), torch.tensor([[1]]))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')

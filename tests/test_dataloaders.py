@@ -1,4 +1,5 @@
-"Batches of `mlds.dataloaders` with and without reading processes, their device and counts; budgets choose the images they always chose."
+("Batches of `mlds.dataloaders` with and without reading processes, their device and counts; "
+ "budgets choose the images they always chose.")
 from collections import Counter
 
 import numpy as np
@@ -40,12 +41,15 @@ def test_every_batch_holds_its_quota(eyes, workers):
     assert [[kinds[i] for i in b] for b in batches] == [['mask']*2 + ['boxes']*3]*4
     assert dls.train.drawn == {'mask': 8, 'boxes': 12}
     masked = [i for b in batches for i in b[:2]]
-    assert sorted(masked[:5]) == [i for i, k in enumerate(kinds) if k == 'mask'], 'every image once before any comes again'
+    there = [i for i, k in enumerate(kinds) if k == 'mask']
+    assert sorted(masked[:5]) == there, 'every image once before any comes again'
     assert who(dls) != batches
 
 
 def test_reading_processes_change_nothing(eyes): assert who(loaders(eyes, num_workers=2)) == who(loaders(eyes))
-def test_the_seed_decides_the_order(eyes): assert who(loaders(eyes, seed=3)) == who(loaders(eyes, seed=3)) != who(loaders(eyes, seed=4))
+
+def test_the_seed_decides_the_order(eyes):
+    assert who(loaders(eyes, seed=3)) == who(loaders(eyes, seed=3)) != who(loaders(eyes, seed=4))
 
 
 def test_a_look_at_one_batch_does_not_count_as_an_epoch(eyes):
@@ -70,7 +74,8 @@ def test_a_batch_larger_than_its_kind(eyes):
 def test_validation_is_in_order_and_without_change(eyes):
     dls = make_dataloaders(eyes, quota=dict(mask=1, boxes=1), iterations=1)
     seen = torch.cat([x.cpu() for x, _ in dls.valid])
-    assert torch.equal(seen, torch.stack([x for x, _ in dls.valid.dataset])) and len(seen) == (eyes.split == 'valid').sum()
+    items = torch.stack([x for x, _ in dls.valid.dataset])
+    assert torch.equal(seen, items) and len(seen) == (eyes.split == 'valid').sum()
 
 
 def stored(folder, pixels):
@@ -87,7 +92,8 @@ def test_images_of_any_size_become_items_of_one(tmp_path, size):
 
 @pytest.mark.parametrize('normalise', ['image', 'unit'])
 def test_a_new_image_is_prepared_as_in_training(tmp_path, normalise):
-    "Noise is averaged away when an image shrinks: one that is standardized before it is resized is too pale for the network."
+    ("Noise is averaged away when an image shrinks: "
+     "one that is standardized before it is resized is too pale for the network.")
     rows = stored(tmp_path, np.random.default_rng(0).integers(0, 255, (128, 192)).astype(np.uint8))
     item = CatalogueDataset(rows, (32, 48), normalise)[0][0]
     new = prepare_image(read_image(tmp_path/'a.png'), (32, 48), normalise)
@@ -98,7 +104,8 @@ def test_a_new_image_is_prepared_as_in_training(tmp_path, normalise):
 def test_new_images_come_in_batches_as_in_training(eyes):
     dls = loaders(eyes)
     new = dls.test_dl(eyes.image.tolist()[:5], bs=2, num_workers=0)
-    assert torch.equal(torch.cat([b[0].cpu() for b in new]), torch.stack([CatalogueDataset(eyes[:5])[i][0] for i in range(5)]))
+    seen = torch.cat([b[0].cpu() for b in new])
+    assert torch.equal(seen, torch.stack([CatalogueDataset(eyes[:5])[i][0] for i in range(5)]))
 
 
 def test_images_of_labels_are_kept_as_bytes(eyes):
@@ -109,9 +116,10 @@ def test_images_of_labels_are_kept_as_bytes(eyes):
     assert kept.cache[0][0].dtype == torch.uint8 and fresh.cache is None
 
 
-@pytest.mark.parametrize('change', [lambda c: c[c.split == 'train'], lambda c: c.assign(age=3), lambda c: c.reset_index(drop=True),
-                                    lambda c: c.groupby('group').head(1), lambda c: c.sample(3, random_state=0), lambda c: c.drop(columns='split'),
-                                    lambda c: c.merge(c[['id']].assign(sex='f'), on='id'), lambda c: c.query("split == 'valid'")])
+@pytest.mark.parametrize('change', [
+    lambda c: c[c.split == 'train'], lambda c: c.assign(age=3), lambda c: c.reset_index(drop=True),
+    lambda c: c.groupby('group').head(1), lambda c: c.sample(3, random_state=0), lambda c: c.drop(columns='split'),
+    lambda c: c.merge(c[['id']].assign(sex='f'), on='id'), lambda c: c.query("split == 'valid'")])
 def test_the_task_stays_with_the_catalogue(eyes, change): assert change(eyes).task == eyes.task
 
 
@@ -122,20 +130,26 @@ CHOICES = {
     'thin_out 1, seed 0': (dict(masks=1, seed=0), 'v000_s01'),
     'thin_out 7, seed 0': (dict(masks=7, seed=0), 'v000_s01 v002_s01 v003_s02 v006_s00 v006_s01 v007_s00 v007_s01'),
     'limit_pool 5, seed 0': (dict(pool=5, seed=0), 'v000_s01 v003_s02 v006_s00 v006_s01 v007_s01'),
-    'limit_pool 5 positive, seed 0': (dict(pool=5, positive_only=True, seed=0), 'v000_s01 v003_s01 v004_s01 v006_s02 v011_s01'),
-    'take_fraction .3, seed 0': (dict(masks=.3, by='groups', seed=0), 'v002_s00 v002_s01 v002_s02 v006_s00 v006_s01 v006_s02 v007_s00'),
+    'limit_pool 5 positive, seed 0': (dict(pool=5, positive_only=True, seed=0),
+                                      'v000_s01 v003_s01 v004_s01 v006_s02 v011_s01'),
+    'take_fraction .3, seed 0': (dict(masks=.3, by='groups', seed=0),
+                                 'v002_s00 v002_s01 v002_s02 v006_s00 v006_s01 v006_s02 v007_s00'),
     'take_fraction .05, seed 0': (dict(masks=.05, by='groups', seed=0), 'v002_s01'),
     'weaken_rows 4, seed 0': (dict(masks=4, seed=0), 'v000_s01 v002_s01 v006_s00 v006_s01'),
     'thin_out 3, seed 1': (dict(masks=3, seed=1), 'v000_s01 v002_s01 v010_s00'),
     'limit_pool 5, seed 1': (dict(pool=5, seed=1), 'v000_s02 v002_s00 v002_s01 v003_s02 v010_s00'),
-    'limit_pool 5 positive, seed 1': (dict(pool=5, positive_only=True, seed=1), 'v002_s00 v002_s01 v003_s01 v010_s00 v010_s01'),
-    'take_fraction .3, seed 1': (dict(masks=.3, by='groups', seed=1), 'v002_s00 v002_s01 v002_s02 v004_s00 v004_s01 v004_s02 v010_s00'),
+    'limit_pool 5 positive, seed 1': (dict(pool=5, positive_only=True, seed=1),
+                                      'v002_s00 v002_s01 v003_s01 v010_s00 v010_s01'),
+    'take_fraction .3, seed 1': (dict(masks=.3, by='groups', seed=1),
+                                 'v002_s00 v002_s01 v002_s02 v004_s00 v004_s01 v004_s02 v010_s00'),
     'take_fraction .05, seed 1': (dict(masks=.05, by='groups', seed=1), 'v002_s01'),
     'weaken_rows 4, seed 1': (dict(masks=4, seed=1), 'v000_s01 v000_s02 v002_s01 v010_s00'),
     'thin_out 3, seed 2': (dict(masks=3, seed=2), 'v000_s01 v000_s02 v002_s01'),
     'limit_pool 5, seed 2': (dict(pool=5, seed=2), 'v000_s01 v000_s02 v002_s02 v004_s02 v011_s02'),
-    'limit_pool 5 positive, seed 2': (dict(pool=5, positive_only=True, seed=2), 'v000_s01 v002_s00 v002_s01 v003_s02 v010_s01'),
-    'take_fraction .3, seed 2': (dict(masks=.3, by='groups', seed=2), 'v004_s00 v004_s01 v004_s02 v006_s00 v007_s00 v007_s01 v007_s02'),
+    'limit_pool 5 positive, seed 2': (dict(pool=5, positive_only=True, seed=2),
+                                      'v000_s01 v002_s00 v002_s01 v003_s02 v010_s01'),
+    'take_fraction .3, seed 2': (dict(masks=.3, by='groups', seed=2),
+                                 'v004_s00 v004_s01 v004_s02 v006_s00 v007_s00 v007_s01 v007_s02'),
     'take_fraction .05, seed 2': (dict(masks=.05, by='groups', seed=2), 'v007_s01'),
     'weaken_rows 4, seed 2': (dict(masks=4, seed=2), 'v000_s01 v000_s02 v002_s01 v011_s01'),
 }

@@ -1,4 +1,5 @@
-"Every experiment notebook at smoke size, run as a user runs it: through make, Snakemake and papermill, in a copy of the checkout."
+("Every experiment notebook at smoke size, run as a user runs it: through make, Snakemake and papermill, "
+ "in a copy of the checkout.")
 import json, os, re, shutil, signal, subprocess, sys, time
 
 import numpy as np
@@ -20,7 +21,8 @@ KEPT = dict(train={'per_image.csv', 'curves.csv', 'examples.npz', 'model.safeten
 def papermill(notebook, folder, **params):
     "Run an experiment notebook from the root of the checkout."
     given = [x for k, v in params.items() for x in ('-p', k, v)]
-    return call('papermill', '--no-progress-bar', '-k', 'python3', f'nbs/experiments/{notebook}.ipynb', folder/'out.ipynb', *given)
+    file = f'nbs/experiments/{notebook}.ipynb'
+    return call('papermill', '--no-progress-bar', '-k', 'python3', file, folder/'out.ipynb', *given)
 
 def trained(folder, **params):
     "The only run in the folder, after train.ipynb with these parameters."
@@ -59,16 +61,20 @@ def test_runs_are_complete(smoke):
         assert not {f for f in there if f.startswith('checkpoint') or f.endswith('.tmp') or f == '.lock'}
         assert (copy/'runs/logs'/f'{name}.ipynb').exists()
         if run['notebook'] != 'train': continue
-        n = run['params']['iterations']*run['params']['bs']
-        assert record(copy/'runs'/name)['metrics']['drawn'] == {'mask': n} | ({run['params']['kind']: n} if run['params']['kind'] != 'none' else {})
+        n, kind = run['params']['iterations']*run['params']['bs'], run['params']['kind']
+        weak = {kind: n} if kind != 'none' else {}
+        assert record(copy/'runs'/name)['metrics']['drawn'] == {'mask': n} | weak
     assert not list((copy/'runs').glob('*.partial'))
 
 @pytest.mark.parametrize('table, rows', [('table1', AUX_NAMES.values()), ('table2', ARMS)])
 def test_numbers_are_those_of_the_runs(smoke, table, rows):
     copy, _ = smoke
-    found = pd.read_csv(copy/f'figures/smoke/{table}.csv', dtype={'column': str}).set_index(['row', 'column', 'seed']).value
+    written = pd.read_csv(copy/f'figures/smoke/{table}.csv', dtype={'column': str})
+    found = written.set_index(['row', 'column', 'seed']).value
     cells = [c for c in plan_of(copy)['cells'] if c['table'] == table]
-    for c in cells: assert found[c['row'], c['column'], c['seed']] == pytest.approx(record(copy/'runs'/c['run'])['metrics']['mean_iou'])
+    for c in cells:
+        score = record(copy/'runs'/c['run'])['metrics']['mean_iou']
+        assert found[c['row'], c['column'], c['seed']] == pytest.approx(score)
     assert set(found.index.get_level_values('row')) == set(rows) and len(found) == len(cells)
 
 def test_results_hold_every_table(smoke):
@@ -120,7 +126,8 @@ def test_a_table_without_its_runs(tmp_path):
 
 
 def test_a_cell_of_the_phantoms(tmp_path):
-    run, metrics = trained(tmp_path, kind='image labels', teacher='self-training', aux_supervision='upsample', masks=4, size='32x48', precision='bf16')
+    run, metrics = trained(tmp_path, kind='image labels', teacher='self-training', aux_supervision='upsample', masks=4,
+                           size='32x48', precision='bf16')
     assert metrics['drawn'] == {'mask': 24, 'image labels': 24}
     assert 0 <= metrics['mean_iou'] <= 1 and set(metrics['iou']) == {'IRF', 'SRF', 'PED'}
     counts = pd.read_csv(run/'per_image.csv')
@@ -132,8 +139,9 @@ def test_a_killed_training_goes_on(tmp_path):
     for name in ('whole', 'torn'): (tmp_path/name).mkdir()
     whole, metrics = trained(tmp_path/'whole', **given)
     arguments = [str(x) for k, v in (given | dict(runs=tmp_path/'torn/runs')).items() for x in ('-p', k, v)]
-    torn = subprocess.Popen([sys.executable, '-m', 'papermill', '--no-progress-bar', '-k', 'python3', 'nbs/experiments/train.ipynb',
-                             tmp_path/'torn/out.ipynb', *arguments], cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    command = [sys.executable, '-m', 'papermill', '--no-progress-bar', '-k', 'python3', 'nbs/experiments/train.ipynb',
+               tmp_path/'torn/out.ipynb', *arguments]
+    torn = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
     while torn.poll() is None and not list((tmp_path/'torn/runs').glob('*.partial/checkpoint.pt')): time.sleep(.02)
     os.killpg(torn.pid, signal.SIGKILL)
     torn.wait()
@@ -143,7 +151,8 @@ def test_a_killed_training_goes_on(tmp_path):
     assert run.name == whole.name and again == metrics and len(record(run)['environment']['earlier']) == 1
 
 def test_a_cell_of_a_folder(tmp_path):
-    "Images of another size than the training's, classes and splits of the folder's own; the scores are those of the full-sized masks."
+    ("Images of another size than the training's, classes and splits of the folder's own; "
+     "the scores are those of the full-sized masks.")
     data = save_phantoms(tmp_path/"Anna's scans", 6, 3, (48, 64))
     for f in (data/'masks').iterdir(): Image.fromarray((np.asarray(Image.open(f)) > 0).astype(np.uint8)).save(f)
     (data/'classes.txt').write_text('background\nfluid\n')
@@ -151,26 +160,30 @@ def test_a_cell_of_a_folder(tmp_path):
     labels = pd.read_csv(data/'labels.csv')[['id', 'group']]
     sides = dict(zip(sorted(labels.group.unique()), ('test', 'test', 'valid', 'train', 'train', 'train')))
     labels.assign(split=labels.group.map(sides)).to_csv(data/'labels.csv', index=False)
-    run, metrics = trained(tmp_path, data=data, kind='boxes', teacher='mean-teacher', masks=2, size='32x40', positive_only=False)
+    run, metrics = trained(tmp_path, data=data, kind='boxes', teacher='mean-teacher', masks=2, size='32x40',
+                           positive_only=False)
     assert metrics['drawn'] == {'mask': 24, 'boxes': 24} and list(metrics['iou']) == ['fluid']
     rows = pd.read_csv(run/'per_image.csv').query('`class` == "fluid"')
     assert set(rows.group) == {'v000', 'v001'} and len(rows) == 6
-    assert (rows.TP + rows.FN).tolist() == [(np.asarray(Image.open(data/'masks'/f'{i}.png')) > 0).sum() for i in rows.id]
+    masks = [np.asarray(Image.open(data/'masks'/f'{i}.png')) for i in rows.id]
+    assert (rows.TP + rows.FN).tolist() == [(m > 0).sum() for m in masks]
 
 
 @pytest.mark.parametrize('profile, job_per_run', [('smoke', ''), ('quick', ''), ('quick', 'true'), ('full', '')])
 def test_what_a_profile_would_do(checkout, tmp_path, profile, job_per_run):
-    done = call('snakemake', '--dry-run', '--nolock', '--cores', 2, '--config', f'profile={profile}', f'runs={tmp_path}/runs',
-                f'job_per_run={job_per_run}', cwd=checkout)
+    done = call('snakemake', '--dry-run', '--nolock', '--cores', 2, '--config', f'profile={profile}',
+                f'runs={tmp_path}/runs', f'job_per_run={job_per_run}', cwd=checkout)
     assert done.returncode == 0, done.stderr
     jobs = set(re.findall(r'^(\w+) +(\d+)$', done.stdout + done.stderr, flags=re.M))
     plan = make_plan(ROOT/'settings.ini', profile, cores=0 if job_per_run else 2)
     kinds = [re.sub('_.*', '', name) for name, n in jobs if name != 'total']
     assert kinds.count('run') == len(plan['jobs']) <= len(plan['runs'])
-    assert {k: kinds.count(k) for k in set(kinds) - {'run'}} == dict(all=1, phantoms=1, export=1, draw=1 if job_per_run else 2)
+    others = {k: kinds.count(k) for k in set(kinds) - {'run'}}
+    assert others == dict(all=1, phantoms=1, export=1, draw=1 if job_per_run else 2)
 
-@pytest.mark.parametrize('args, words', [(['PROFILE=fast'], "profile 'fast' is unknown"), (['DATA=nowhere'], 'nowhere/labels.csv does not exist'),
-                                         (['RUNS=Makefile'], 'choose another folder with RUNS=FOLDER')])
+@pytest.mark.parametrize('args, words', [
+    (['PROFILE=fast'], "profile 'fast' is unknown"), (['DATA=nowhere'], 'nowhere/labels.csv does not exist'),
+    (['RUNS=Makefile'], 'choose another folder with RUNS=FOLDER')])
 def test_a_wrong_word_after_make(checkout, args, words):
     done = call('make', '-s', '-o', 'install', 'reproduce', *args, cwd=checkout)
     assert done.returncode and words in done.stderr and 'Traceback' not in done.stderr
@@ -178,8 +191,11 @@ def test_a_wrong_word_after_make(checkout, args, words):
 def test_a_folder_with_an_apostrophe(checkout, tmp_path):
     "Through make, Snakemake and the shell."
     data = save_phantoms(tmp_path/"Anna's scans", 6, 3, (48, 64))
-    small = '\n[small]\nbudgets = 2\nseeds = 0\nsize = 32x48\niterations = 2\nepochs = 1\nbs = 1\nwidth = 2\ndepth = 2\nresults = table2\n'
+    small = ('\n[small]\nbudgets = 2\nseeds = 0\nsize = 32x48\niterations = 2\nepochs = 1\nbs = 1\n'
+             'width = 2\ndepth = 2\nresults = table2\n')
     (checkout/'settings.ini').write_text((ROOT/'settings.ini').read_text() + small)
-    try: said = make('reproduce', 'PROFILE=small', f'DATA={data}', f'RUNS={tmp_path}/my runs', f'FIGURES={tmp_path}/my figures', cwd=checkout)
+    folders = f'DATA={data}', f'RUNS={tmp_path}/my runs', f'FIGURES={tmp_path}/my figures'
+    try: said = make('reproduce', 'PROFILE=small', *folders, cwd=checkout)
     finally: shutil.copy2(ROOT/'settings.ini', checkout)
-    assert said.startswith("small-Anna's scans: 6 runs") and (tmp_path/"my figures/small-Anna's scans/table2.md").exists()
+    table = tmp_path/"my figures/small-Anna's scans/table2.md"
+    assert said.startswith("small-Anna's scans: 6 runs") and table.exists()

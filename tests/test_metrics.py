@@ -8,9 +8,9 @@ from scipy import stats
 from sklearn.metrics import f1_score, jaccard_score, roc_auc_score
 
 from mlds.classsets import class_sets, from_labels
-from mlds.metrics import (ForegroundDice, ForegroundIoU, auroc_table, batch_counts, bootstrap_interval, calibration_error, dice,
-                          foreground_dice, foreground_iou, group_weights, iou, known_classes, localisation_table, overlap_counts,
-                          pointing_hits, score_table, weighted_auroc)
+from mlds.metrics import (ForegroundDice, ForegroundIoU, auroc_table, batch_counts, bootstrap_interval,
+                          calibration_error, dice, foreground_dice, foreground_iou, group_weights, iou, known_classes,
+                          localisation_table, overlap_counts, pointing_hits, score_table, weighted_auroc)
 from mlds.study.statistics import seed_interval
 from mlds.task import Task
 
@@ -18,8 +18,9 @@ check = lambda *strategies: lambda f: settings(max_examples=40, deadline=None)(g
 C = 4
 TASK = Task(('background', 'b', 'c', 'd'))
 shapes = array_shapes(min_dims=3, max_dims=3, max_side=6)
-images = lambda high: shapes.flatmap(lambda s: st.tuples(*[arrays(np.int64, s, elements=st.integers(0, high)) for _ in range(2)]))
-known_too = lambda high: shapes.flatmap(lambda s: st.tuples(*[arrays(np.int64, s, elements=st.integers(0, high)) for _ in range(2)], arrays(bool, s)))
+two = lambda high, s: [arrays(np.int64, s, elements=st.integers(0, high)) for _ in range(2)]
+images = lambda high: shapes.flatmap(lambda s: st.tuples(*two(high, s)))
+known_too = lambda high: shapes.flatmap(lambda s: st.tuples(*two(high, s), arrays(bool, s)))
 tensors = lambda xs: [torch.from_numpy(x) for x in xs]
 
 
@@ -57,7 +58,8 @@ def test_scores_are_symmetric_bounded_and_consistent(pair):
 @check(images(C-1), st.permutations(range(1, C)))
 def test_mean_does_not_depend_on_the_order_of_the_foreground(pair, order):
     table = torch.tensor([0, *order])
-    counts, renamed = (overlap_counts(*[1 << x for x in xs], C).sum(0) for xs in (tensors(pair), [table[x] for x in tensors(pair)]))
+    both = tensors(pair), [table[x] for x in tensors(pair)]
+    counts, renamed = (overlap_counts(*[1 << x for x in xs], C).sum(0) for xs in both)
     torch.testing.assert_close(foreground_iou(counts), foreground_iou(renamed), equal_nan=True)
 
 
@@ -131,7 +133,8 @@ def test_open_pixels_do_not_count():
     certain = torch.tensor([[[0b01, 0b00, 0b10]]])
     possible = torch.tensor([[[0b01, 0b11, 0b10]]])
     logits = torch.tensor([[0., 0., 0.], [9., 9., 9.]])[None, :, None]
-    assert batch_counts(logits, class_sets(certain, possible), Task(('background', 'b'))).tolist() == [[[0, 0, 1], [1, 1, 0]]]
+    counts = batch_counts(logits, class_sets(certain, possible), Task(('background', 'b')))
+    assert counts.tolist() == [[[0, 0, 1], [1, 1, 0]]]
 
 
 def test_overlapping_classes_are_known_one_by_one():
@@ -211,7 +214,8 @@ def test_score_table_with_groups_has_the_interval_of_each_score():
     for name, score in (('IoU', iou), ('Dice', dice)):
         bounds = [bootstrap_interval(counts, groups, lambda x: score(x)[..., c], 100) for c in range(C)]
         np.testing.assert_allclose(table[[f'{name} low', f'{name} high']][:-1], bounds)
-    np.testing.assert_allclose(table.iloc[-1][['IoU low', 'IoU high']].tolist(), bootstrap_interval(counts, groups, n=100))
+    last = table.iloc[-1][['IoU low', 'IoU high']].tolist()
+    np.testing.assert_allclose(last, bootstrap_interval(counts, groups, n=100))
 
 
 def test_a_class_that_never_occurs_has_no_score_and_no_interval():
@@ -229,7 +233,9 @@ def test_localisation_ignores_images_that_were_not_explained():
     assert table.IoU.tolist() == [1, 1] and table.images.tolist() == [1, 1]
 
 
-@check(st.integers(0, 999), st.integers(2, 9), st.integers(2, 9), st.sampled_from([0, .125, .25, .375, .5])) # exact in binary
+tolerances = st.sampled_from([0, .125, .25, .375, .5]) # exact in binary
+
+@check(st.integers(0, 999), st.integers(2, 9), st.integers(2, 9), tolerances)
 def test_pointing_game_by_loops(seed, h, w, tolerance):
     g = torch.Generator().manual_seed(seed)
     maps, target = torch.rand(3, h, w, generator=g), torch.randint(0, 8, (2, h, w), generator=g)

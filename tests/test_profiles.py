@@ -101,7 +101,8 @@ def test_numbers_as_text():
 def test_a_notebook_with_an_unknown_value(tmp_path):
     done = call('papermill', '--no-progress-bar', '-k', 'python3', notebook_file('train'), tmp_path/'out.ipynb',
                 '-p', 'teacher', 'mean', '-p', 'runs', tmp_path/'runs')
-    assert done.returncode and re.search(r"parameter 'teacher' .* is 'mean'; allowed: one of none, self-training, mean-teacher", done.stderr)
+    words = r"parameter 'teacher' .* is 'mean'; allowed: one of none, self-training, mean-teacher"
+    assert done.returncode and re.search(words, done.stderr)
     assert not (tmp_path/'runs').exists()
 
 
@@ -117,10 +118,12 @@ def test_every_profile_is_valid(data):
     ini, names = profiles()
     assert {'smoke', 'quick', 'full'} <= set(names)
     parts = {s.removesuffix(' folder').partition(' ')[::2] for s in ini.sections() if ' ' in s}
-    assert {p for p, _ in parts} <= set(names) and {n for _, n in parts} <= {'', 'folder', 'chest', *EXPERIMENTS} - {'train'}
+    allowed = {'', 'folder', 'chest', *EXPERIMENTS} - {'train'}
+    assert {p for p, _ in parts} <= set(names) and {n for _, n in parts} <= allowed
     for name in names:
         oct_, chest = (read_profile(ROOT/'settings.ini', name, data, paper) for paper in PAPERS)
-        for notebook, profile in [('train', oct_), *((n, chest) for n in ('classify', 'pretrain', 'finetune', 'joint'))]:
+        of_chest = ((n, chest) for n in ('classify', 'pretrain', 'finetune', 'joint'))
+        for notebook, profile in [('train', oct_), *of_chest]:
             assert profile[notebook]['iterations'] % profile[notebook]['epochs'] == 0
         assert sorted(set(oct_['budgets'])) == oct_['budgets'] and len(oct_['budgets']) >= 2
         for p in (oct_, chest): assert len(set(p['seeds'])) == len(p['seeds']) >= 1
@@ -128,8 +131,10 @@ def test_every_profile_is_valid(data):
 def test_the_chain_of_paper_2_fits_together():
     for name in profiles()[1]:
         chest = read_profile(ROOT/'settings.ini', name, paper='chest')
-        for n in ('pretrain', 'finetune', 'joint'): assert chest[n]['encoder'] == chest['archs'][0], 'the backbone comes from the first member'
-        for same in ('data_seed', 'size', 'images'): assert len({chest[n][same] for n in PAPERS['chest']['notebooks'] if same in chest[n]}) == 1
+        for n in ('pretrain', 'finetune', 'joint'):
+            assert chest[n]['encoder'] == chest['archs'][0], 'the backbone comes from the first member'
+        for same in ('data_seed', 'size', 'images'):
+            assert len({chest[n][same] for n in PAPERS['chest']['notebooks'] if same in chest[n]}) == 1
         for same in ('width', 'head_width', 'negative_slope'): assert chest['pretrain'][same] == chest['finetune'][same]
 
 INI = {
@@ -145,8 +150,10 @@ INI = {
     'odd size': ('[quick]\nbudgets = 3\nseeds = 0\nsize = 64\n', ["'size'", 'HEIGHTxWIDTH']),
     'unknown result': ('[quick]\nbudgets = 3\nseeds = 0\nresults = table9\n', ["'table9'", 'table1']),
     'extends itself': ('[quick]\nextends = quick\nbudgets = 3\nseeds = 0\n', ['extends itself', 'quick -> quick']),
-    'a share of paper 2': ('[quick]\nbudgets = 3\nseeds = 0\n[quick chest]\nseeds = 0\nshares = 2\n', ['shares', 'quick chest']),
-    'a parameter of paper 2': ('[quick]\nbudgets = 3\nseeds = 0\n[quick finetune]\nseed = 0\nshares = 1\n[quick chest]\nseeds = 0\n', ["'shares'", "'share'"]),
+    'a share of paper 2': ('[quick]\nbudgets = 3\nseeds = 0\n[quick chest]\nseeds = 0\nshares = 2\n',
+                           ['shares', 'quick chest']),
+    'a parameter of paper 2': ('[quick]\nbudgets = 3\nseeds = 0\n[quick finetune]\nseed = 0\nshares = 1\n'
+                               '[quick chest]\nseeds = 0\n', ["'shares'", "'share'"]),
     'no section': ('budgets = 3\n', ['settings.ini']),
     'a parameter twice': ('[quick]\nbudgets = 3\nbudgets = 6\n', ['settings.ini', 'budgets']),
     'a percent sign': ('[quick]\nbudgets = 3\nseeds = 0\nvalid = 10%\n', ['valid']),
@@ -179,15 +186,16 @@ def test_command_line(monkeypatch, args, words):
 def test_the_program_itself(tmp_path):
     "`mlds-plan status` as `make reproduce` calls it: one line, exit status 1."
     shutil.copy(ROOT/'settings.ini', tmp_path)
-    done = subprocess.run([sys.executable, '-c', 'from mlds.study.results import main; main()', 'status', 'fast'], cwd=tmp_path,
-                          capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', 'from mlds.study.results import main; main()', 'status', 'fast'],
+                          cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and not done.stdout
     assert re.fullmatch(r"error: profile 'fast' is unknown; settings.ini has smoke, quick, full, shares\n", done.stderr)
 
 def test_a_folder_of_runs_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     (tmp_path/'runs').write_text('a file')
-    with pytest.raises(SystemExit, match='error: cannot write to .*runs/logs/smoke .*: choose another folder with RUNS=FOLDER'):
+    words = 'error: cannot write to .*runs/logs/smoke .*: choose another folder with RUNS=FOLDER'
+    with pytest.raises(SystemExit, match=words):
         main(['status', 'smoke', 'phantoms', str(tmp_path/'runs')])
 
 def test_a_profile_may_be_another_one_and_something_more(tmp_path):

@@ -49,13 +49,15 @@ def train(pipe, root, seed, workers, hang, pause):
     run = Run(root, 'resume', {'workers': workers}, {'sha256': 'c0ffee'}).start()
     set_seed(seed)
     dls = DataLoaders(*[DataLoader(Noisy(), bs=8, shuffle=s, num_workers=workers) for s in (True, False)])
-    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(.3), nn.Flatten(), nn.Linear(144, 2))
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(.3), nn.Flatten(),
+                        nn.Linear(144, 2))
     learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), cbs=MeanTeacher())
     learn.remove_cb(ProgressCallback); learn.logger = noop
     learn.fit_one_cycle(4, .01, cbs=[Checkpoint(run.work/'checkpoint.pt'), Tell(pipe, hang, pause)])
     adam = [v for s in learn.opt.state_dict()['state'] for v in s.values() if isinstance(v, torch.Tensor)]
     run.finish({'student': digest(net.state_dict().values()), 'teacher': digest(learn.teacher.state_dict().values()),
-                'adam': digest(adam), 'lr': learn.opt.hypers[0]['lr'], 'losses': torch.stack(list(learn.recorder.losses)),
+                'adam': digest(adam), 'lr': learn.opt.hypers[0]['lr'],
+                'losses': torch.stack(list(learn.recorder.losses)),
                 'values': [list(v) for v in learn.recorder.values], 'next': random.random()})
 
 

@@ -83,8 +83,8 @@ def test_full_disk(tmp_path):
         print('finished:', run.finished)''')
     (tmp_path/'full').mkdir()
     script = f'mount -t tmpfs -o size=64k tmpfs full && exec {sys.executable} -c "$CODE"'
-    can = shutil.which('unshare') and subprocess.run(['unshare', '-rm', 'mount', '-t', 'tmpfs', 'tmpfs', tmp_path/'full'],
-                                                     capture_output=True).returncode == 0
+    mount = ['unshare', '-rm', 'mount', '-t', 'tmpfs', 'tmpfs', tmp_path/'full']
+    can = shutil.which('unshare') and subprocess.run(mount, capture_output=True).returncode == 0
     if not can: pytest.skip('mounting in a user namespace is not allowed here')
     done = subprocess.run(['unshare', '-rm', 'sh', '-c', script], cwd=tmp_path, env=os.environ | {'CODE': code},
                           capture_output=True, text=True)
@@ -142,7 +142,8 @@ def job_of(experiment, root, seeds=(0, 1, 2), pause=0.):
     return plan, write_plan(plan)
 
 def begin(file, **kwargs):
-    return child(f"from mlds.study.plan import run_job; run_job({str(file)!r}, 'job')", stderr=subprocess.PIPE, **kwargs)
+    code = f"from mlds.study.plan import run_job; run_job({str(file)!r}, 'job')"
+    return child(code, stderr=subprocess.PIPE, **kwargs)
 
 def wait_for(condition, what, seconds=60):
     end = time.time() + seconds
@@ -194,7 +195,8 @@ def test_a_run_does_not_see_the_one_before(experiment, tmp_path):
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-params = st.dictionaries(st.text().filter(lambda k: k not in ('runs', 'profile', 'data')), scalars | st.lists(scalars), max_size=5)
+names = st.text().filter(lambda k: k not in ('runs', 'profile', 'data'))
+params = st.dictionaries(names, scalars | st.lists(scalars), max_size=5)
 
 @given(params)
 def test_run_id_survives_json_and_order(p):

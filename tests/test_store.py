@@ -47,7 +47,8 @@ def whole(tmp_path):
 
 def test_every_flipped_bit_is_noticed(whole):
     store, files = LabelStore(whole), content(whole)
-    assert sorted(files) == ['00000.bin', '00000.json', '00001.bin', '00001.json', '00002.bin', '00002.json', 'store.json']
+    expect = ['00000.bin', '00000.json', '00001.bin', '00001.json', '00002.bin', '00002.json', 'store.json']
+    assert sorted(files) == expect
     for name, data in files.items():
         for bit in range(8*len(data)):
             changed = bytearray(data)
@@ -73,8 +74,9 @@ def test_no_flipped_bit_changes_a_label(whole):
                 except ValueError as e: assert 'damaged' in str(e)
         (whole/name).write_bytes(data)
 
-@pytest.mark.parametrize('damage', [lambda b: b'', lambda b: b[:-1], lambda b: b[1:], lambda b: b + b'\n', lambda b: b[:5] + b[6:]],
-                         ids=['empty', 'end lost', 'start lost', 'more', 'hole'])
+@pytest.mark.parametrize('damage', [
+    lambda b: b'', lambda b: b[:-1], lambda b: b[1:], lambda b: b + b'\n', lambda b: b[:5] + b[6:]],
+    ids=['empty', 'end lost', 'start lost', 'more', 'hole'])
 def test_other_damage_is_noticed(whole, damage):
     store = LabelStore(whole)
     for name, data in content(whole).items():
@@ -184,7 +186,8 @@ def test_a_killed_labelling_goes_on_to_the_same_bytes(tmp_path, kill, left):
 
 def test_a_store_of_the_first_version_is_read_and_continued(whole, tmp_path, monkeypatch):
     import json
-    monkeypatch.setattr(module, '_seal', lambda head: json.dumps(dict(head, version=1) if 'version' in head else head).encode())
+    def seal(head): return json.dumps(dict(head, version=1) if 'version' in head else head).encode()
+    monkeypatch.setattr(module, '_seal', seal)
     with LabelStore(tmp_path/'first', CLASSES, SIZE, {}, shard=2) as store:
         for i, sets in zip(IDS[:2], SETS): store.append(i, sets)
     monkeypatch.undo()

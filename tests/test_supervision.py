@@ -7,8 +7,8 @@ from torch import Tensor
 
 from mlds.annotations import KINDS, Boxes, Mask, weaken
 from mlds.classsets import MAX_CLASSES, ClassSets, class_sets, from_labels, nothing_known, pyramid, unpack
-from mlds.supervision import (AUX_SUPERVISION, MixedLoss, _log_probs, _region_bits, candidate_nll, certain_share, mil_loss, mlds_loss,
-                              nearest_loss, soft_dice_loss, upsample_loss)
+from mlds.supervision import (AUX_SUPERVISION, MixedLoss, _log_probs, _region_bits, candidate_nll, certain_share,
+                              mil_loss, mlds_loss, nearest_loss, soft_dice_loss, upsample_loss)
 from mlds.task import Task
 from mlds.unet import Prediction, UNet
 
@@ -21,7 +21,9 @@ def classes(n, overlapping=False): return Task(('background', *(f'class {c}' for
 
 
 def generator(seed): return torch.Generator().manual_seed(seed)
-def blobs(seed, b, h, w, c): return torch.randint(0, c, (b, -(-h//5), -(-w//5)), generator=generator(seed)).repeat_interleave(5, 1).repeat_interleave(5, 2)[:, :h, :w]
+def blobs(seed, b, h, w, c):
+    coarse = torch.randint(0, c, (b, -(-h//5), -(-w//5)), generator=generator(seed))
+    return coarse.repeat_interleave(5, 1).repeat_interleave(5, 2)[:, :h, :w]
 
 def random_prediction(seed, b, h, w, c, scale=1.):
     g = generator(seed)
@@ -37,11 +39,15 @@ def gradients(loss, pred): return torch.autograd.grad(loss, [pred.logits, *pred.
 
 
 def published(pred, labels, activation):
-    "Paper 1 in double precision: max-pooled one-hot targets; BCE averaged over classes and cells, summed over batch and heads; cross-entropy."
+    ("Paper 1 in double precision: max-pooled one-hot targets; BCE averaged over classes and cells, "
+     "summed over batch and heads; cross-entropy.")
     c = pred.logits.shape[1]
     one_hot = F.one_hot(labels, c).permute(0, 3, 1, 2).double()
     squash = torch.sigmoid if activation == 'sigmoid' else lambda x: x.softmax(1)
-    heads = sum(F.binary_cross_entropy(squash(h.double()), F.adaptive_max_pool2d(one_hot, h.shape[-2:]), reduction='none').mean((1, 2, 3)).sum() for h in pred.aux_logits)
+    def head(h):
+        target = F.adaptive_max_pool2d(one_hot, h.shape[-2:])
+        return F.binary_cross_entropy(squash(h.double()), target, reduction='none').mean((1, 2, 3)).sum()
+    heads = sum(head(h) for h in pred.aux_logits)
     return F.cross_entropy(pred.logits.double(), labels) + heads
 
 
@@ -55,8 +61,9 @@ def test_published_formula(seed, b, h, w, c, activation):
 @check(seeds, sixteens, sixteens, st.sampled_from(['sigmoid', 'softmax']), n=10)
 def test_published_gradients(seed, h, w, activation):
     pred, labels = random_prediction(seed, 2, h, w, 4), blobs(seed, 2, h, w, 4)
-    ours = gradients(MixedLoss(classes(4), f'mlds-{activation}', dice=0, mil=0, reduction='sum')(pred, from_labels(labels, 4)), pred)
-    for a, b in zip(ours, gradients(published(pred, labels, activation), pred)): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+    loss = MixedLoss(classes(4), f'mlds-{activation}', dice=0, mil=0, reduction='sum')(pred, from_labels(labels, 4))
+    ours, theirs = gradients(loss, pred), gradients(published(pred, labels, activation), pred)
+    for a, b in zip(ours, theirs): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
 def test_mean_is_the_sum_over_the_batch_size():
@@ -90,7 +97,8 @@ def test_gradients_are_finite_under_autocast(aux, dtype):
     assert reached >= {'encoder', 'decoder', 'mask_head'} and ('aux_heads' in reached) == (aux != 'none')
 
 
-@check(seeds, st.sampled_from([1., 100., 1e4]), st.sampled_from([torch.bfloat16, torch.float16]), st.sampled_from(AUX_SUPERVISION), n=40)
+@check(seeds, st.sampled_from([1., 100., 1e4]), st.sampled_from([torch.bfloat16, torch.float16]),
+       st.sampled_from(AUX_SUPERVISION), n=40)
 def test_gradients_are_finite_for_logits_of_any_size(seed, scale, dtype, aux):
     pred, sets = random_prediction(seed, 4, 16, 16, 4, scale), mixed_sets(seed, 16, 16, 4)
     low = Prediction(pred.logits.to(dtype), [h.to(dtype) for h in pred.aux_logits])
@@ -115,7 +123,8 @@ def test_unknown_pixels_have_no_gradient(seed, h, w, aux):
 
 @check(seeds, st.integers(2, 5), st.integers(1, 9), st.integers(1, 9))
 def test_candidate_nll_is_the_log_of_a_sum(seed, c, h, w):
-    logits, possible = torch.randn(2, c, h, w, generator=generator(seed)), torch.randint(1, 1 << c, (2, h, w), generator=generator(seed))
+    logits = torch.randn(2, c, h, w, generator=generator(seed))
+    possible = torch.randint(1, 1 << c, (2, h, w), generator=generator(seed))
     p = (logits.double().softmax(1) * unpack(possible, c)).sum(1)
     torch.testing.assert_close(candidate_nll(logits, possible).double(), -p.log(), rtol=1e-5, atol=1e-6)
 
@@ -137,13 +146,16 @@ def test_region_loss_by_loops(seed, c, h, w, b):
     log_p = torch.randn(b, c, h, w, generator=g).log_softmax(1)
     regions = torch.ones(b, h, w, dtype=torch.long) * (1 << MAX_CLASSES//c*c) - 1
     for _ in range(5): regions &= torch.randint(0, 1 << MAX_CLASSES//c*c, (b, h, w), generator=g)
-    terms = [-log_p[i, k % c][(regions[i] >> k & 1).bool()].max() for i in range(b) for k in range(MAX_CLASSES) if (regions[i] >> k & 1).any()]
+    held = lambda i, k: (regions[i] >> k & 1).bool()
+    terms = [-log_p[i, k % c][held(i, k)].max() for i in range(b) for k in range(MAX_CLASSES) if held(i, k).any()]
     bits = _region_bits(regions)
     assert bits == [k for k in range(MAX_CLASSES) if (regions >> k & 1).any()]
     if terms: torch.testing.assert_close(mil_loss(log_p, regions, bits), torch.stack(terms).mean())
 
 
-def test_region_bits_of_nothing(): assert _region_bits(torch.zeros(0, 4, 4, dtype=torch.long)) == _region_bits(torch.zeros(2, 3, 3, dtype=torch.long)) == []
+def test_region_bits_of_nothing():
+    no_image, no_bit = torch.zeros(0, 4, 4, dtype=torch.long), torch.zeros(2, 3, 3, dtype=torch.long)
+    assert _region_bits(no_image) == _region_bits(no_bit) == []
 
 
 @check(seeds, st.sampled_from(multilabel), n=10)
@@ -156,20 +168,24 @@ def test_regions_of_every_head(seed, aux):
     log_p = [pred.logits.log_softmax(1)] + [_log_probs(h, aux[5:])[0] for h in pred.aux_logits]
     regions = [sets.regions] + [l.regions for l in pyramid(sets, [h.shape[-2:] for h in pred.aux_logits], c)]
     held = lambda r, i, k: (r[i] >> k & 1).bool()
-    mean = lambda p, r: torch.stack([-p[i, k % c][held(r, i, k)].max() for i in range(5) for k in range(MAX_CLASSES) if held(r, i, k).any()]).mean()
+    def mean(p, r):
+        there = [(i, k) for i in range(5) for k in range(MAX_CLASSES) if held(r, i, k).any()]
+        return torch.stack([-p[i, k % c][held(r, i, k)].max() for i, k in there]).mean()
     torch.testing.assert_close(loss.parts['mil'], torch.stack([mean(p, r) for p, r in zip(log_p, regions)]).mean())
 
 
 @check(seeds, st.sampled_from(AUX_SUPERVISION), st.integers(1, 40), st.integers(1, 40), n=25)
 def test_a_batch_is_the_mean_of_its_images(seed, aux, h, w):
     "All but Dice, whose sums run over the batch; the region part is a mean over regions, not images."
-    pred, sets, loss = random_prediction(seed, 4, h, w, 3), mixed_sets(seed, h, w, 3), MixedLoss(classes(3), aux, dice=0)
+    pred, sets = random_prediction(seed, 4, h, w, 3), mixed_sets(seed, h, w, 3)
+    loss = MixedLoss(classes(3), aux, dice=0)
     loss(pred, sets)
     together, alone = loss.parts, []
     for i in range(4):
         loss(Prediction(pred.logits[i:i+1], [x[i:i+1] for x in pred.aux_logits]), sets[i:i+1])
         alone.append(loss.parts | dict(n=len(_region_bits(sets[i].regions))))
-    for part in ('mask', 'aux'): torch.testing.assert_close(together[part], torch.stack([a[part] for a in alone]).mean())
+    for part in ('mask', 'aux'):
+        torch.testing.assert_close(together[part], torch.stack([a[part] for a in alone]).mean())
     count = sum(a['n'] for a in alone)
     if count: torch.testing.assert_close(together['mil'], sum(a['n']*a['mil'] for a in alone)/count)
     else: assert together['mil'] == 0
@@ -178,7 +194,8 @@ def test_a_batch_is_the_mean_of_its_images(seed, aux, h, w):
 @check(seeds, st.permutations(range(4)), st.sampled_from(AUX_SUPERVISION), n=15)
 def test_the_order_of_a_batch_does_not_matter(seed, order, aux):
     pred, sets, loss = random_prediction(seed, 4, 20, 33, 3), mixed_sets(seed, 20, 33, 3), MixedLoss(classes(3), aux)
-    torch.testing.assert_close(loss(pred, sets), loss(Prediction(pred.logits[order], [h[order] for h in pred.aux_logits]), sets[order]))
+    turned = Prediction(pred.logits[order], [h[order] for h in pred.aux_logits])
+    torch.testing.assert_close(loss(pred, sets), loss(turned, sets[order]))
 
 
 @check(seeds, st.integers(2, 6))
@@ -187,9 +204,11 @@ def test_soft_dice_by_classes(seed, c):
     known = blobs(seed+1, 2, 11, 13, 2).bool()
     mask, nothing = from_labels(labels, c).as_subclass(Tensor), nothing_known((11, 13)).as_subclass(Tensor)
     sets, p = ClassSets(torch.where(known[:, None], mask, nothing)), logits.softmax(1)
-    by_class = [1 - (2*p[:, k][known & (labels == k)].sum() + 1) / (p[:, k][known].sum() + (known & (labels == k)).sum() + 1)
-                for k in range(1, c) if (known & (labels == k)).any()]
-    torch.testing.assert_close(soft_dice_loss(logits, sets), torch.stack(by_class).mean() if by_class else torch.zeros(()))
+    masks = {k: known & (labels == k) for k in range(1, c)}
+    by_class = [1 - (2*p[:, k][m].sum() + 1) / (p[:, k][known].sum() + m.sum() + 1)
+                for k, m in masks.items() if m.any()]
+    expect = torch.stack(by_class).mean() if by_class else torch.zeros(())
+    torch.testing.assert_close(soft_dice_loss(logits, sets), expect)
 
 
 def cells_of(n, s): return -(-n//s)
@@ -199,8 +218,9 @@ def test_nearest_takes_the_centre_of_the_cell(stride):
     "For every image size: the cell (i, j) covers [i*stride, (i+1)*stride), as `crop_cells` leaves it."
     wrong = []
     for n in range(1, 70):
-        labels, logits = blobs(n, 1, n, n, 7), torch.randn(1, 7, cells_of(n, stride), cells_of(n, stride), generator=generator(n))
-        centre = (torch.arange(cells_of(n, stride))*stride + stride//2).clamp(max=n-1)
+        cells = cells_of(n, stride)
+        labels, logits = blobs(n, 1, n, n, 7), torch.randn(1, 7, cells, cells, generator=generator(n))
+        centre = (torch.arange(cells)*stride + stride//2).clamp(max=n-1)
         expect = F.cross_entropy(logits, labels[:, centre[:, None], centre])
         if not torch.isclose(nearest_loss(logits, from_labels(labels, 7))[0], expect) and n > stride: wrong.append(n)
     assert not wrong, f'stride {stride}: other pixels than the centres for images of {wrong} pixels'
@@ -210,9 +230,11 @@ def test_nearest_takes_the_centre_of_the_cell(stride):
 def test_upsampling_keeps_cells_in_place(stride):
     wrong = []
     for n in range(1, 70):
-        labels, logits = blobs(n, 1, n, n, 7), torch.randn(1, 7, cells_of(n, stride), cells_of(n, stride), generator=generator(n))
+        cells = cells_of(n, stride)
+        labels, logits = blobs(n, 1, n, n, 7), torch.randn(1, 7, cells, cells, generator=generator(n))
         big = F.interpolate(logits, scale_factor=stride, mode='bilinear')[..., :n, :n]
-        if not torch.isclose(upsample_loss(logits, from_labels(labels, 7))[0], F.cross_entropy(big, labels)): wrong.append(n)
+        loss = upsample_loss(logits, from_labels(labels, 7))[0]
+        if not torch.isclose(loss, F.cross_entropy(big, labels)): wrong.append(n)
     assert not wrong, f'stride {stride}: cells out of place for images of {wrong} pixels'
 
 
@@ -220,8 +242,9 @@ def test_upsampling_keeps_cells_in_place(stride):
 def test_decided_pairs_alone_count(seed, aux):
     "Per cell and class: -log p where certain, -log (1-p) where impossible, nothing where open."
     h = torch.randn(3, 4, 5, 6, generator=generator(seed))
-    certain = torch.randint(0, 16, (3, 5, 6), generator=generator(seed)) & torch.randint(0, 16, (3, 5, 6), generator=generator(seed+1))
-    level = class_sets(certain, certain | torch.randint(0, 16, (3, 5, 6), generator=generator(seed+2)))
+    bits = lambda i: torch.randint(0, 16, (3, 5, 6), generator=generator(seed+i))
+    certain = bits(0) & bits(1)
+    level = class_sets(certain, certain | bits(2))
     log_p, log_q = _log_probs(h, aux[5:])
     expect = torch.zeros(3)
     for b in range(3):
@@ -257,7 +280,8 @@ def test_overlapping_masks(bits):
     except ValueError as e: assert 'class' in str(e); return
     assert loss.isfinite()
     grad = gradients(loss, pred)[0].sum((0, 2, 3))
-    assert all((grad[k] < 0) == bool(bits >> k & 1) for k in range(3)), 'a class that is there must be asked for, one that is not must not'
+    right = [(grad[k] < 0) == bool(bits >> k & 1) for k in range(3)]
+    assert all(right), 'a class that is there must be asked for, one that is not must not'
 
 
 @pytest.mark.parametrize('kwargs', [dict(aux_supervision='mlds'), dict(reduction='max')])
@@ -274,7 +298,8 @@ def test_auxiliary_heads_are_told_what_was_asked_for(aux, reduction):
     pred, sets = random_prediction(3, 4, 32, 48, 3), mixed_sets(3, 32, 48, 3)
     loss = MixedLoss(classes(3), aux, reduction=reduction)
     loss(pred, sets)
-    parts = {k: getattr(torch.stack([f(z, sets) for z in pred.aux_logits]).sum(0), reduction)() for k, f in AUX_LOSSES.items()}
+    total = lambda f: torch.stack([f(z, sets) for z in pred.aux_logits]).sum(0)
+    parts = {k: getattr(total(f), reduction)() for k, f in AUX_LOSSES.items()}
     torch.testing.assert_close(loss.parts['aux'], parts.pop(aux))
     other, = parts.values()
     assert not torch.isclose(loss.parts['aux'], other)
@@ -309,7 +334,8 @@ def test_pixels_without_a_class_are_refused():
 def test_certain_share_by_loops(seed, c, among):
     target = torch.randint(1, 1 << c, (4, 5), generator=generator(seed))
     certain = target & torch.randint(0, 1 << c, (4, 5), generator=generator(seed+1))
-    pairs = [(certain[i, j] >> k & 1).item() for i in range(4) for j in range(5) for k in range(c) if among >> k & target[i, j] >> k & 1]
+    asked = [(i, j, k) for i in range(4) for j in range(5) for k in range(c) if among >> k & target[i, j] >> k & 1]
+    pairs = [(certain[i, j] >> k & 1).item() for i, j, k in asked]
     share = certain_share(class_sets(certain, target), class_sets(target), among)
     assert share == pytest.approx(sum(pairs)/len(pairs)) if pairs else share != share
 

@@ -1,4 +1,5 @@
-"The teacher against timm's moving average, step by step; skipped steps, checkpoints, interruptions; its labels within the loop."
+("The teacher against timm's moving average, step by step; skipped steps, checkpoints, interruptions; "
+ "its labels within the loop.")
 import io, random
 
 import pytest
@@ -36,7 +37,8 @@ class Spots:
 def learner(*cbs, decay=.9, validate=True, lr=.05):
     set_seed(0)
     dls = DataLoaders(DataLoader(Spots(24), bs=4), DataLoader(Spots(8), bs=4))
-    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Dropout(.2), nn.Flatten(), nn.Linear(48, 2))
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Dropout(.2), nn.Flatten(),
+                        nn.Linear(48, 2))
     learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), lr=lr, cbs=[MeanTeacher(decay, validate), *cbs])
     return learn.remove_cb(ProgressCallback)
 
@@ -50,7 +52,9 @@ class Beside(Callback):
     "timm's average, updated by hand after each step that was taken; compares at once."
     order = 50
     def __init__(self, decay): self.decay, self.steps, self.compared = decay, 0, 0
-    def before_fit(self): self.average = ModelEmaV3(self.learn.model, self.decay, use_warmup=True, dtype=torch.float32) if not self.steps else self.average
+    def before_fit(self):
+        if self.steps: return
+        self.average = ModelEmaV3(self.learn.model, self.decay, use_warmup=True, dtype=torch.float32)
     def before_batch(self):
         if self.training: self.before = [p.detach().clone() for p in self.learn.model.parameters()]
     def after_batch(self):
@@ -97,7 +101,9 @@ class Overflow(Callback):
         self.cancel = self.learn.train_iter % 2 == 1
         if self.cancel: raise CancelStepException
     def after_batch(self):
-        if self.training: self.same.append((self.cancel, all(map(torch.equal, self.was, self.learn.teacher.state_dict().values()))))
+        if not self.training: return
+        now = self.learn.teacher.state_dict().values()
+        self.same.append((self.cancel, all(map(torch.equal, self.was, now))))
 
 
 def test_a_skipped_step_leaves_the_teacher_alone():
@@ -121,7 +127,8 @@ class Stop(Callback):
 
 @pytest.mark.parametrize('when', ['training', 'validation'])
 def test_checkpoint_round_trip(tmp_path, when):
-    "Interrupted in the second of three epochs and continued by a new learner: the same teacher and student to the last bit."
+    ("Interrupted in the second of three epochs and continued by a new learner: "
+     "the same teacher and student to the last bit.")
     whole = fit(learner(Checkpoint(tmp_path/'whole.pt')), 3)
     with pytest.raises(KeyboardInterrupt): fit(learner(Checkpoint(tmp_path/'a.pt'), Stop(1, when)), 3)
     again = fit(learner(Checkpoint(tmp_path/'a.pt')), 3)
@@ -192,13 +199,15 @@ def test_the_teacher_needs_no_gradient():
 
 
 def test_looking_for_a_learning_rate_leaves_no_trace(tmp_path):
-    "fastai's lr_find puts the student back; a teacher that kept the average of a diverging training would not be one of this student."
+    ("fastai's lr_find puts the student back; "
+     "a teacher that kept the average of a diverging training would not be one of this student.")
     learn = learner()
     learn.path = tmp_path
     with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=12, show_plot=False)
     average = learn.mean_teacher.ema
     if average is not None:
-        for k, v in learn.model.state_dict().items(): torch.testing.assert_close(average.module.state_dict()[k], v, msg=k)
+        ours = average.module.state_dict()
+        for k, v in learn.model.state_dict().items(): torch.testing.assert_close(ours[k], v, msg=k)
     assert learn.mean_teacher.steps == 0
 
 
@@ -213,16 +222,19 @@ class Fields:
     "Images of which the first two of four have a mask and the others are open between two classes."
     def __init__(self):
         self.x, labels = torch.randn(4, 1, 8, 8), torch.randint(0, 3, (4, 8, 8))
-        self.y = class_sets(*(torch.where(torch.arange(4)[:, None, None] < 2, 1 << labels, torch.tensor(v)) for v in (0, 0b011)))
+        masked = torch.arange(4)[:, None, None] < 2
+        self.y = class_sets(*(torch.where(masked, 1 << labels, torch.tensor(v)) for v in (0, 0b011)))
     def __len__(self): return 4
     def __getitem__(self, i): return self.x[i], self.y[i]
 
 
 class Sensitive(nn.Module):
-    "A network whose answer depends on every pixel (an odd function, so no class wins everywhere), on dropout, and on who is asked."
+    ("A network whose answer depends on every pixel (an odd function, so no class wins everywhere), on dropout, "
+     "and on who is asked.")
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.Tanh(), nn.Dropout(.5), nn.Conv2d(8, 3, 1, bias=False))
+        self.layers = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.Tanh(), nn.Dropout(.5),
+                                    nn.Conv2d(8, 3, 1, bias=False))
     def forward(self, x):
         z = self.layers(x)
         return Prediction(z, [z])
@@ -278,7 +290,8 @@ def test_who_labels_and_what_it_sees(source):
 
 
 def test_the_share_of_images_grows():
-    random_share = [sum(decided(after).sum().item() for after in labelled(start=s, ramp=r)[1].after) for s, r in ((1.1, 0.), (0., 1.), (0., 0.))]
+    def count(watch): return sum(decided(after).sum().item() for after in watch.after)
+    random_share = [count(labelled(start=s, ramp=r)[1]) for s, r in ((1.1, 0.), (0., 1.), (0., 0.))]
     assert random_share[0] == 0 < random_share[1] < random_share[2] == 16
 
 
@@ -289,7 +302,8 @@ def test_ramp_up(progress, share): assert ramp_up(progress, start=.2, ramp=.2) =
 def test_no_ramp_is_a_step(progress, share): assert ramp_up(progress, start=.2, ramp=0) == share
 
 
-@pytest.mark.parametrize('drawn, share, chosen', [(0., 0., False), (.5, .5, False), (.4999, .5, True), (.9999, 1., True)])
+@pytest.mark.parametrize('drawn, share, chosen', [
+    (0., 0., False), (.5, .5, False), (.4999, .5, True), (.9999, 1., True)])
 def test_an_image_is_chosen_with_the_ramps_probability(monkeypatch, drawn, share, chosen):
     "`random()` is in [0, 1): at a share of 0 no image may be chosen, at 1 every one must be."
     monkeypatch.setattr(pseudolabels, 'ramp_up', lambda *_: share)
@@ -298,7 +312,8 @@ def test_an_image_is_chosen_with_the_ramps_probability(monkeypatch, drawn, share
     assert {decided(after).all().item() for after in watch.after} == {chosen}
 
 
-@pytest.mark.parametrize('p, certain, possible', [(0, 0, 0), (.25, 0, 0), (.2501, 0, 1), (.5, 0, 1), (.7499, 0, 1), (.75, 1, 1), (1, 1, 1)])
+@pytest.mark.parametrize('p, certain, possible', [
+    (0, 0, 0), (.25, 0, 0), (.2501, 0, 1), (.5, 0, 1), (.7499, 0, 1), (.75, 1, 1), (1, 1, 1)])
 def test_thresholds_of_overlapping_classes(p, certain, possible):
     "At the threshold for, at one minus the threshold against; in between open."
     open_ = class_sets(torch.tensor([[[0b01]]]), torch.tensor([[[0b11]]]))
@@ -333,7 +348,8 @@ def drawn(n, seed=0):
     return torch.rand(3, n, 1, 1, 1)*2 - 1
 
 def test_signs_of_the_augmentation():
-    "A positive draw raises contrast and brightness, a negative one lowers them; noise is added, and its strength is a size."
+    ("A positive draw raises contrast and brightness, a negative one lowers them; "
+     "noise is added, and its strength is a size.")
     x = torch.randn(5, 1, 6, 7)
     gain, shift, noise = drawn(5)
     assert (gain > 0).any() and (gain < 0).any() and (shift > 0).any() and (shift < 0).any() and (noise < 0).any()
@@ -363,7 +379,8 @@ def test_overlapping_tasks_have_sigmoids():
     torch.testing.assert_close(learn.pseudo_labels.predict(x), logits.sigmoid())
 
 
-@pytest.mark.parametrize('threshold, possible', [(.25, 0b001), (.5, 0b001), (.5001, 0b011), (.75, 0b011), (.7501, 0b111), (1., 0b111)])
+@pytest.mark.parametrize('threshold, possible', [
+    (.25, 0b001), (.5, 0b001), (.5001, 0b011), (.75, 0b011), (.7501, 0b111), (1., 0b111)])
 def test_candidates_are_kept_until_their_shares_reach_the_threshold(threshold, possible):
     open_ = class_sets(torch.zeros(1, 1, 1).long(), torch.full((1, 1, 1), 0b111))
     out = prune_candidates(open_, torch.tensor([.5, .25, .25]).view(1, 3, 1, 1), threshold)

@@ -26,7 +26,8 @@ def test_sizes_of_logits_and_heads(h, w, depth, norm, upsample):
     assert type(pred) is Prediction and model.strides == [2**i for i in reversed(range(depth+1))]
     assert pred.logits.shape == (2, 3, h, w)
     assert [tuple(z.shape) for z in pred.aux_logits] == [(2, 3, *cells((h, w), s)) for s in model.strides]
-    assert level_table(model, (h, w))[['rows', 'columns']].values.tolist() == [list(z.shape[2:]) for z in pred.aux_logits]
+    table = level_table(model, (h, w))[['rows', 'columns']]
+    assert table.values.tolist() == [list(z.shape[2:]) for z in pred.aux_logits]
 
 
 @check(side, side, st.sampled_from([1, 2, 4, 8, 16]))
@@ -57,8 +58,9 @@ def test_train_and_eval_return_the_same_form():
     assert shapes[0] == shapes[1]
 
 
-@pytest.mark.parametrize('change', [to_detach, to_float, lambda p: apply(torch.clone, p), lambda p: to_concat([p]),
-                                    lambda p: pickle.loads(pickle.dumps(p)), lambda p: Prediction(list(p)), lambda p: Prediction(z for z in p)])
+@pytest.mark.parametrize('change', [
+    to_detach, to_float, lambda p: apply(torch.clone, p), lambda p: to_concat([p]),
+    lambda p: pickle.loads(pickle.dumps(p)), lambda p: Prediction(list(p)), lambda p: Prediction(z for z in p)])
 def test_predictions_survive(change):
     pred = Prediction(torch.randn(2, 3, 4, 4), [torch.randn(2, 3, 1, 1), torch.randn(2, 3, 2, 2)])
     same = change(pred)
@@ -107,7 +109,8 @@ def test_splitter_has_every_parameter_once():
     assert set(map(id, heads)) == {id(p) for m in (model.aux_heads, model.mask_head) for p in m.parameters()}
 
 
-@pytest.mark.parametrize('name,first', [('test_resnet', 2), ('test_efficientnet', 2), ('test_convnext', 4), ('vgg11', 1)])
+@pytest.mark.parametrize('name,first', [
+    ('test_resnet', 2), ('test_efficientnet', 2), ('test_convnext', 4), ('vgg11', 1)])
 def test_timm_encoders(name, first):
     model = TimmUNet(2, 3, name, width=2, head_width=4).eval()
     assert model.encoder.strides[0] == first
@@ -128,7 +131,8 @@ def test_own_weights_with_any_number_of_channels(tmp_path, trained, wanted):
 
 def test_weights_of_another_network_are_refused(tmp_path):
     save_file(timm.create_model('test_efficientnet', num_classes=5).state_dict(), tmp_path/'w.safetensors')
-    with pytest.raises(ValueError, match='lacks .* weights of test_resnet'): TimmEncoder('test_resnet', 3, tmp_path/'w.safetensors')
+    with pytest.raises(ValueError, match='lacks .* weights of test_resnet'):
+        TimmEncoder('test_resnet', 3, tmp_path/'w.safetensors')
 
 
 def test_any_encoder_with_strides_and_channels_will_do():

@@ -148,7 +148,7 @@ def _column_legend(fig, colours, title):
     dots = [plt.Line2D([], [], color=c, marker='o', ls='', label=n) for n, c in colours.items()]
     fig.legend(handles=dots, title=title, loc='outside right center', frameon=False)
 
-# %% ../../nbs/32_tables.ipynb #3cdb6125
+# %% ../../nbs/32_tables.ipynb #a9e2236a
 def interval_figure(table:pd.DataFrame, # name, row, low, high and the value; one line each
                     value:str, # column of the value, and label of the axis
                     name:str='observation', # column on the other axis
@@ -157,7 +157,7 @@ def interval_figure(table:pd.DataFrame, # name, row, low, high and the value; on
 ) -> Figure: # a dot and its interval for every row and name
     "Values with their own 95 % intervals, one colour for each row."
     names, rows = table[name].unique().tolist(), table.row.unique().tolist()
-    fig, ax = plt.subplots(figsize=(7.2, .2*len(names)*max(len(rows), 1.5) + 1.2), layout='constrained')
+    fig, ax = plt.subplots(figsize=(7.2, .13*len(names)*max(len(rows), 2) + 1.2), layout='constrained')
     for k, (row, colour) in enumerate(zip(rows, sns.color_palette('colorblind', len(rows)))):
         part = table[table.row == row]
         y = np.array([names.index(n) for n in part[name]]) + .7*(k - (len(rows)-1)/2)/len(rows)

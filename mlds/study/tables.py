@@ -94,12 +94,12 @@ def difference_table(table:pd.DataFrame, # from `long_table`
     wide = found.pivot(index='row', columns='column', values='text')
     return wide.loc[found.row.unique(), found.column.unique()].rename_axis(index=None, columns=None).fillna('')
 
-# %% ../../nbs/32_tables.ipynb #4569c81f
+# %% ../../nbs/32_tables.ipynb #b76dc05a
 def axis_start(values:np.ndarray # all scores of a panel
 ) -> float: # where its axis begins
-    "The least score, or two and a half interquartile ranges below the quartiles if that is more."
+    "The least score, or four interquartile ranges below the quartiles if that is more."
     low, high = np.nanquantile(values, [.25, .75])
-    return max(np.nanmin(values), low - 2.5*max(high - low, .01))
+    return max(np.nanmin(values), low - 4*max(high - low, .01))
 
 # %% ../../nbs/32_tables.ipynb #aa289bfb
 def _draw_cell(ax, values, y, colour, start):

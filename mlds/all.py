@@ -31,9 +31,10 @@ from .store import LabelStore, make_labels
 # %% ../nbs/26_all.ipynb #07cdf30f
 from .show import draw, show_batch
 
-# %% ../nbs/26_all.ipynb #ce5657e9
-_all_ = ['Task', 'read_image', 'Annotation', 'Boxes', 'ImageLabels', 'Mask', 'PartialMask', 'Unlabelled', 'Catalogue',
-         'check_catalogue', 'read_folder', 'simulate_budget', 'split_folds', 'split_groups', 'make_dataloaders', 'oct_phantoms', 'save_phantoms',
-         'chest_phantoms', 'save_chest_phantoms', 'load_model', 'make_network', 'save_model', 'evaluate', 'fit', 'make_learner',
-         'predict', 'predict_folder', 'train_committee', 'integrated_gradients', 'AttributionLabel', 'Recipe', 'LabelStore',
-         'make_labels', 'draw', 'show_batch']
+# %% ../nbs/26_all.ipynb #44ecdbbd
+_all_ = ['Task', 'read_image', 'Annotation', 'Boxes', 'ImageLabels', 'Mask', 'PartialMask', 'Unlabelled',
+         'Catalogue', 'check_catalogue', 'read_folder', 'simulate_budget', 'split_folds', 'split_groups',
+         'make_dataloaders', 'oct_phantoms', 'save_phantoms', 'chest_phantoms', 'save_chest_phantoms', 'load_model',
+         'make_network', 'save_model', 'evaluate', 'fit', 'make_learner', 'predict', 'predict_folder',
+         'train_committee', 'integrated_gradients', 'AttributionLabel', 'Recipe', 'LabelStore', 'make_labels',
+         'draw', 'show_batch']

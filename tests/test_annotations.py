@@ -1,5 +1,7 @@
 ("Whatever kind of annotation a mask is weakened to, at every level: certain classes are in the mask, "
  "the mask's classes are possible.")
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -11,7 +13,10 @@ from mlds.pseudolabels import prune_candidates
 
 check = lambda *strategies, n=40: lambda f: settings(max_examples=n, deadline=None)(given(*strategies)(f))
 torch.set_num_threads(1)
-seeds, side, few, kinds = st.integers(0, 2**31), st.integers(1, 33), st.integers(2, 20), st.sampled_from(KINDS)
+seeds, side, few = st.integers(0, 2**31), st.integers(1, 33), st.integers(2, 20)
+FALSE = 'jittered boxes', 'boxes as masks' # annotators' errors, and users'
+TRUE = [k for k in KINDS if k not in FALSE]
+kinds = st.sampled_from(TRUE)
 sharpness = st.sampled_from(['mild', 'sure', 'flat'])
 
 
@@ -56,8 +61,11 @@ def test_at_every_level_too(seed, h, w, c, kind):
 @check(seeds, side, side, few)
 def test_weaker_kinds_say_less(seed, h, w, c):
     mask = Mask(random_labels(seed, h, w, c).numpy())
-    by_kind = {k: weaken(mask, k, c).class_sets((h, w), c) for k in KINDS}
-    for strong, weak in zip(KINDS, KINDS[1:]):
+    by_kind = {k: weaken(mask, k, c).class_sets((h, w), c) for k in TRUE}
+    chains = (('mask', 'extreme points', 'tight boxes', 'boxes', 'image labels', 'unlabelled'),
+              ('boxes', 'loose boxes', 'image labels'), ('mask', 'points', 'image labels'),
+              ('mask', 'scribbles', 'image labels'))
+    for strong, weak in (pair for chain in chains for pair in pairwise(chain)):
         a, b = by_kind[strong], by_kind[weak]
         assert inside(b.certain, a.certain) and inside(a.possible, b.possible), (strong, weak)
 

@@ -83,7 +83,7 @@ def _check_bits(sets, n_classes):
     if low >= 1 and high <= top: return sets
     raise ValueError(f"class sets {low}..{high} found, but {n_classes} classes are named: sets must be 1..{top}")
 
-# %% ../nbs/03_annotations.ipynb #3b48d0be
+# %% ../nbs/03_annotations.ipynb #688c8e97
 @dataclass
 class PartialMask(Mask):
     "A mask in which only some classes were looked for."
@@ -93,8 +93,9 @@ class PartialMask(Mask):
         sets = super().class_sets(size, n_classes)
         unseen = encode(set(range(n_classes)) - set(self.annotated) - {0})
         empty = (sets.certain == encode([0])) & (unseen != 0)
+        open_ = torch.ones_like(empty) if self.bits else empty
         certain = torch.where(empty, 0, sets.certain)
-        return class_sets(certain, torch.where(empty, sets.possible | unseen, sets.possible))
+        return class_sets(certain, torch.where(open_, sets.possible | unseen, sets.possible))
 
 # %% ../nbs/03_annotations.ipynb #6404bd0a
 def _check_box(box, size, n_classes):

@@ -6,7 +6,7 @@
 __all__ = ['class_colours', 'colour_image', 'legend_handles', 'add_legend', 'draw', 'show_batch', 'example_grid', 'level_state',
            'draw_level', 'level_handles', 'method_figure', 'gallery', 'grey_levels', 'show_history']
 
-# %% ../nbs/04_show.ipynb #7bef06d9
+# %% ../nbs/04_show.ipynb #ec965e69
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -22,6 +22,7 @@ from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from scipy.ndimage import binary_opening, distance_transform_edt
 from torch import Tensor
 from .classsets import ClassSets, from_labels, pyramid, unpack
 
@@ -40,6 +41,23 @@ def class_colours(n_classes:int # number of classes of the task, background incl
     "A colour for each class; grey for the background."
     later = [_later_colour(i) for i in range(n_classes - 1 - len(_PALETTE))]
     return np.array([_GREY, *_PALETTE, *later])[:n_classes]
+
+# %% ../nbs/04_show.ipynb #656ec286
+def _marks(sets):
+    "Known pixels outside larger known areas; none where these are many, as they are after pruning."
+    known, background = sets.known.numpy(), (sets.certain == 1).numpy()
+    block = np.ones([max(2, max(known.shape)//32)]*2)
+    clear, solid = (binary_opening(known & side, block) for side in (background, ~background))
+    thin = known & ~clear & ~solid & ~(background & clear.any())
+    return thin & (thin.sum() < .15*(thin | ~known).sum())
+
+# %% ../nbs/04_show.ipynb #cd266ab4
+def _enlarge_marks(sets, marks):
+    "Class sets in which marks are larger; where these are, and their rim."
+    unit = max(1, max(marks.shape)//64)
+    away, (rows, columns) = distance_transform_edt(~marks, return_indices=True)
+    near, rim = away < 1.5*unit, (away >= 1.5*unit) & (away < 2.5*unit)
+    return torch.where(torch.from_numpy(near), sets[:, rows, columns], sets), near, rim
 
 # %% ../nbs/04_show.ipynb #b51e7f4a
 def _diagonal(shape):
@@ -63,12 +81,9 @@ def _states(sets, n_classes):
     unknown = (possible == every) & (sets.certain == 0) & (sets.regions == 0)
     return possible != sets.certain, unknown
 
-# %% ../nbs/04_show.ipynb #ca40cd30
-def colour_image(sets:ClassSets, # int64 (3, H, W)
-                 n_classes:int # number of classes of the task
-) -> np.ndarray: # float (H, W, 4), RGBA in 0..1
-    "Class sets as a transparent overlay: full colour where certain, pale stripes where open, grey where unknown."
-    sets = ClassSets(sets.cpu())
+# %% ../nbs/04_show.ipynb #298aad16
+def _overlay(sets, n_classes):
+    "RGBA of class sets, float (H, W, 4)."
     open_, unknown = _states(sets, n_classes)
     shown = _striped_class(sets.possible & (1 << n_classes) - 1, n_classes)
     rgb = class_colours(n_classes)[shown]
@@ -77,7 +92,27 @@ def colour_image(sets:ClassSets, # int64 (3, H, W)
     alpha = np.select(cases, [.5*(_diagonal(shown.shape) % 2), .25, 0., .6], .8)
     return np.concatenate([rgb, alpha[..., None]], -1)
 
-# %% ../nbs/04_show.ipynb #d885cff8
+# %% ../nbs/04_show.ipynb #5f7148dd
+def colour_image(sets:ClassSets, # int64 (3, H, W)
+                 n_classes:int # number of classes of the task
+) -> np.ndarray: # float (H, W, 4), RGBA in 0..1
+    "Class sets as a transparent overlay: full colour where certain, pale stripes where open, grey where unknown."
+    sets = ClassSets(sets.cpu())
+    marks = _marks(sets)
+    if not marks.any(): return _overlay(sets, n_classes)
+    sets, near, rim = _enlarge_marks(sets, marks)
+    picture = _overlay(sets, n_classes)
+    picture[near & (sets.certain == 1).numpy()] = 0, 0, 0, 1
+    picture[near, 3], picture[rim] = 1, 1
+    return picture
+
+# %% ../nbs/04_show.ipynb #0d16ba95
+def _any_black(sets):
+    "Whether the background is marked in one of several images."
+    images = ClassSets(sets.cpu()).reshape(-1, *sets.shape[-3:])
+    return any((_marks(one) & (one.certain == 1).numpy()).any() for one in images)
+
+# %% ../nbs/04_show.ipynb #ee97fa6c
 def legend_handles(classes:Sequence[str], # class names, background first
                    sets:ClassSets|None=None # int64 (..., 3, H, W), what is drawn; names the states that occur in it
 ) -> list[Patch]: # a patch for each foreground class, then one for each state
@@ -86,9 +121,11 @@ def legend_handles(classes:Sequence[str], # class names, background first
     patches = [Patch(color=c, label=name) for c, name in zip(class_colours(n)[1:], classes[1:])]
     if sets is None: return patches
     open_, unknown = _states(sets, n)
+    black = Patch(facecolor='k', edgecolor='w', label=f'black: {classes[0]}, marked')
     striped = Patch(facecolor='.93', edgecolor='.6', hatch='////', lw=0, label='pale stripes: open')
     hatched = Patch(facecolor='w', edgecolor='.5', hatch='///', lw=0, label='grey stripes: nothing known')
-    return patches + [striped]*(open_ & ~unknown).any().item() + [hatched]*unknown.any().item()
+    states = {black: _any_black(sets), striped: (open_ & ~unknown).any(), hatched: unknown.any()}
+    return patches + [patch for patch, occurs in states.items() if occurs]
 
 # %% ../nbs/04_show.ipynb #9c110704
 def add_legend(fig:Figure, # gets a constrained layout, if it has none

@@ -6,8 +6,9 @@
 __all__ = ['Catalogue', 'task_of', 'check_splits', 'check_labels', 'check_catalogue', 'read_table', 'read_folder', 'split_groups',
            'split_folds', 'simulate_budget', 'unlabelled_rows']
 
-# %% ../nbs/07_catalogue.ipynb #bb052766
+# %% ../nbs/07_catalogue.ipynb #43a76ac3
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -257,7 +258,7 @@ def _kind_of(row, mask, boxes):
     if row['id'] in (boxes or {}): return 'boxes'
     return 'image labels' if row.get('image_labels') else 'unlabelled'
 
-# %% ../nbs/07_catalogue.ipynb #20f3e2ef
+# %% ../nbs/07_catalogue.ipynb #fd3d00a1
 def _annotate(row, folder, boxes, classes, problems):
     "The annotation of a row of labels.csv."
     bits = not (folder/'masks').exists() and (folder/'masks_bits').exists()
@@ -273,7 +274,7 @@ def _annotate(row, folder, boxes, classes, problems):
 def _no_data(kind):
     if kind == 'boxes': return "the kind is boxes, but boxes.csv does not exist"
     if kind == 'image labels': return "the kind is image labels, but there is no column 'image_labels'"
-    return f"kind '{kind}' is unknown; the kinds are {', '.join(KINDS)}"
+    return f"kind '{kind}' is unknown; the kinds are mask, boxes, image labels, unlabelled"
 
 # %% ../nbs/07_catalogue.ipynb #febfcb74
 def read_folder(folder:str|Path, # dataset folder
@@ -440,16 +441,37 @@ def _weaken_rows(cat, rows, kind):
     weak = dict(zip(rows.index, map(change, rows.itertuples())))
     return cat.assign(annotation=[weak.get(i, a) for i, a in cat.annotation.items()])
 
-# %% ../nbs/07_catalogue.ipynb #e5a0814b
+# %% ../nbs/07_catalogue.ipynb #4a3d634b
+_IMAGES = '.png .jpg .jpeg .tif .tiff .bmp .gif .webp'.split()
+
+def _images_in(folder):
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in _IMAGES and p.name[0] != '.')
+    if found: return found
+    raise FileNotFoundError(f"{folder} holds no images ({', '.join(_IMAGES)})")
+
+def _image_list(images):
+    "Files or arrays."
+    if isinstance(images, np.ndarray): return [images]
+    if not isinstance(images, (str, Path)): return list(images)
+    return _images_in(Path(images)) if Path(images).is_dir() else [images]
+
+# %% ../nbs/07_catalogue.ipynb #93ed1c8c
+def _image_ids(images):
+    names = [Path(i).stem if isinstance(i, (str, Path)) else f'{k}' for k, i in enumerate(images)]
+    twice = [n for n, times in Counter(names).items() if times > 1]
+    if not twice: return names
+    raise ValueError(f"two images are called {twice[0]}: rename one, or give a catalogue, where each has an id")
+
+# %% ../nbs/07_catalogue.ipynb #810e9f1e
 def unlabelled_rows(images, # catalogue, folder, file, array (H, W), or a list of files or arrays
                     task:Task # of the network
 ) -> Catalogue: # id, group, image, annotation
-    "A catalogue of images of which nothing is known."
-    if isinstance(images, Catalogue): return Catalogue(images, task)
-    if isinstance(images, (str, Path)) and Path(images).is_dir(): images = sorted(Path(images).glob('*.png'))
-    elif isinstance(images, (str, Path, np.ndarray)): images = [images]
-    if not len(images): raise ValueError("there are no images: give PNG files, or a folder of them")
-    names = [Path(i).stem if isinstance(i, (str, Path)) else f'{k}' for k, i in enumerate(images)]
-    rows = dict(id=names, group=names, image=list(images), annotation=[Unlabelled()]*len(names))
+    "A catalogue of images of which nothing need be known."
+    table = isinstance(images, pd.DataFrame)
+    if table and 'annotation' in images: return Catalogue(images, task)
+    found = list(images.image) if table else _image_list(images)
+    if not found: raise ValueError("there are no images: give image files, or a folder of them")
+    names = list(images.id) if table else _image_ids(found)
+    rows = dict(id=names, group=names, image=found, annotation=[Unlabelled()]*len(names))
     blank = dict.fromkeys(task.classes, np.nan) if task.unit == 'image' else {}
     return Catalogue(rows | blank, task)

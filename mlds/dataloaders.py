@@ -6,7 +6,7 @@
 __all__ = ['prepare_image', 'CatalogueDataset', 'QuotaDL', 'geometric_tfms', 'classifier_tfms', 'CatalogueLoaders',
            'make_dataloaders']
 
-# %% ../nbs/11_dataloaders.ipynb #3780d31e
+# %% ../nbs/11_dataloaders.ipynb #7b88c96d
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +19,6 @@ from fastai.vision.augment import Brightness, Contrast, PadMode, aug_transforms
 from fastcore.basics import patch
 from torch import Tensor
 from .catalogue import Catalogue, check_splits, task_of, unlabelled_rows
-from .classsets import resize
 from .files import image_size, read_image, resize_image
 from .labels import apply_policy, check_labels
 from .task import Task
@@ -74,7 +73,7 @@ class CatalogueDataset:
 def _labels(rows, observations, policy):
     return apply_policy(check_labels(rows, observations)[list(observations)], *policy)
 
-# %% ../nbs/11_dataloaders.ipynb #d3828f0a
+# %% ../nbs/11_dataloaders.ipynb #f674d905
 @patch
 def read(self:CatalogueDataset,
          i:int # row
@@ -94,8 +93,7 @@ def target(self:CatalogueDataset,
 ) -> Tensor: # class sets (3, h, w) or labels (K,)
     "What is known about an image."
     if self.labels is not None: return self.labels[i]
-    sets = self.rows.annotation.iloc[i].class_sets(size, self.task.n_classes)
-    return sets if self.size is None else resize(sets, self.size)
+    return self.rows.annotation.iloc[i].sets_at(size, self.task.n_classes, self.size or size)
 
 # %% ../nbs/11_dataloaders.ipynb #6d13b0f5
 @patch
@@ -148,12 +146,12 @@ def state_dict(self:QuotaDL): return dict(self.drawn)
 @patch
 def load_state_dict(self:QuotaDL, state): self.drawn = Counter(state)
 
-# %% ../nbs/11_dataloaders.ipynb #0ffbbb1d
+# %% ../nbs/11_dataloaders.ipynb #7f14d445
 def _share_quota(kinds:Sequence[str], # kind of every training image
                 bs:int # batch size
 ) -> dict[str, int]: # images of each kind in a batch
     "Half of the batch to masks and the rest evenly to the other kinds; raises if a kind would get nothing."
-    masks, others = [[k for k in dict.fromkeys(kinds) if ('mask' in k) == m] for m in (True, False)]
+    masks, others = [[k for k in dict.fromkeys(kinds) if k.endswith('mask') == m] for m in (True, False)]
     groups = [g for g in (masks, others) if g]
     quota = {k: bs//len(groups)//len(g) for g in groups for k in g}
     if all(quota.values()): return quota
@@ -188,23 +186,24 @@ def classifier_tfms(lighting:float=.2 # largest change of brightness and contras
 
 def _default_tfms(task): return geometric_tfms() if task.unit == 'pixel' else classifier_tfms()
 
-# %% ../nbs/11_dataloaders.ipynb #c252966a
+# %% ../nbs/11_dataloaders.ipynb #0858cedd
 def _sides(cat):
     "Training and validation rows; raises if nothing in them says where a class is."
     train, valid = (cat[cat.split == s] for s in ('train', 'valid'))
     if task_of(cat).unit == 'image': return train, valid
     if not any(a.says_where for a in train.annotation):
-        raise ValueError("no training image has a mask or boxes: at least one is needed to tell the classes apart")
+        raise ValueError("no training image has a mask, boxes, points or strokes: "
+                         "at least one is needed to tell the classes apart")
     return train, _comparable(valid)
 
-# %% ../nbs/11_dataloaders.ipynb #1bd9b7a2
+# %% ../nbs/11_dataloaders.ipynb #16263438
 def _comparable(valid):
     "Validation rows of which pixels are known."
     keep = [a.says_where for a in valid.annotation]
     left = valid.id[[not k for k in keep]].tolist()
     if not any(keep):
         raise ValueError(f"nothing is known of the pixels of validation image {left[0]}, nor of any other: "
-                         "put images with masks or boxes into validation")
+                         "put images with masks, boxes, points or strokes into validation")
     names = ', '.join(left[:3]) + ', ...'*(len(left) > 3)
     if left: warnings.warn(f"validation leaves out {len(left)} images of whose pixels nothing is known: {names}")
     return valid[keep]

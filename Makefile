@@ -1,4 +1,4 @@
-# make reproduce   every table and figure of a profile; PROFILE=smoke|quick|shares|full, DATA=phantoms or a dataset folder
+# make reproduce   every table and figure of a profile; PROFILE=smoke|quick|evidence|shares|full, DATA=phantoms or a dataset folder
 # make test        every notebook and test
 # make redraw      tables and figures from the committed results, nothing is trained
 # make compare     this machine's results against the committed ones

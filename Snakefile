@@ -36,8 +36,9 @@ rule all:
 
 
 # A run is finished when its run.json is there. Snakemake deletes the declared outputs of a job that fails or is about
-# to begin; run.json is a second name of a file that it does not know, and is put back by the next job.
-for job, names in PLAN["jobs"].items():
+# to begin; run.json is a second name of a file that it does not know, and is put back by the next job. Of the jobs
+# that can begin, the first of the plan has the highest priority.
+for k, (job, names) in enumerate(PLAN["jobs"].items()):
 
     rule:
         name:
@@ -53,6 +54,7 @@ for job, names in PLAN["jobs"].items():
             file=FILE,
             job=job,
         threads: 1
+        priority: len(PLAN["jobs"]) - k
         shell:
             "OMP_NUM_THREADS={threads} mlds-plan run {params.file:q} {params.job} " + SHOW
 

@@ -1,6 +1,8 @@
 ("Every experiment notebook at smoke size, run as a user runs it: through make, Snakemake and papermill, "
  "in a copy of the checkout.")
 import json, os, re, shutil, signal, subprocess, sys, time
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,10 +11,10 @@ from PIL import Image
 
 from conftest import ROOT, call, make
 from mlds.phantoms.oct import save_phantoms
-from mlds.study.plan import ARMS, AUX_NAMES, PAPERS, make_plan
+from mlds.study.plan import ARMS, AUX_NAMES, describe, make_plan
 from mlds.study.results import read_results, table_values
 
-RESULTS = [r for paper in PAPERS.values() for r in paper['results']]
+RESULTS = make_plan(ROOT/'settings.ini', 'smoke')['results']
 KEPT = dict(train={'per_image.csv', 'curves.csv', 'examples.npz', 'model.safetensors', 'model.md'},
             classify={'per_case.csv', 'model.safetensors', 'model.md'}, explain={'doll'},
             localise={'per_image.csv', 'per_case.csv', 'examples.npz'})
@@ -30,6 +32,18 @@ def trained(folder, **params):
     assert done.returncode == 0, done.stderr
     run, = (p.parent for p in (folder/'runs').glob('*/run.json'))
     return run, record(run)['metrics']
+
+@contextmanager
+def started(command, cwd):
+    "A command at work, killed with all its children when the block ends."
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = os.environ | {'PATH': path, 'PYTHONPATH': str(cwd)}
+    process = subprocess.Popen([str(c) for c in command], cwd=cwd, env=env, start_new_session=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try: yield process
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 def record(run): return json.loads((run/'run.json').read_text())
 
@@ -143,10 +157,8 @@ def test_a_killed_training_goes_on(tmp_path):
     arguments = [str(x) for k, v in (given | dict(runs=tmp_path/'torn/runs')).items() for x in ('-p', k, v)]
     command = [sys.executable, '-m', 'papermill', '--no-progress-bar', '-k', 'python3', 'nbs/experiments/train.ipynb',
                tmp_path/'torn/out.ipynb', *arguments]
-    torn = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
-    while torn.poll() is None and not list((tmp_path/'torn/runs').glob('*.partial/checkpoint.pt')): time.sleep(.02)
-    os.killpg(torn.pid, signal.SIGKILL)
-    torn.wait()
+    with started(command, cwd=ROOT) as torn:
+        while torn.poll() is None and not list((tmp_path/'torn/runs').glob('*.partial/checkpoint.pt')): time.sleep(.02)
     assert not list((tmp_path/'torn/runs').glob('*/run.json'))
     time.sleep(3) # the kernel notices that its parent is gone
     run, again = trained(tmp_path/'torn', **given)
@@ -171,7 +183,8 @@ def test_a_cell_of_a_folder(tmp_path):
     assert (rows.TP + rows.FN).tolist() == [(m > 0).sum() for m in masks]
 
 
-@pytest.mark.parametrize('profile, job_per_run', [('smoke', ''), ('quick', ''), ('quick', 'true'), ('full', '')])
+@pytest.mark.parametrize('profile, job_per_run', [('smoke', ''), ('quick', ''), ('quick', 'true'), ('full', ''),
+                                                  ('evidence', '')])
 def test_what_a_profile_would_do(checkout, tmp_path, profile, job_per_run):
     done = call('snakemake', '--dry-run', '--nolock', '--cores', 2, '--config', f'profile={profile}',
                 f'runs={tmp_path}/runs', f'job_per_run={job_per_run}', cwd=checkout)
@@ -190,14 +203,37 @@ def test_a_wrong_word_after_make(checkout, args, words):
     done = call('make', '-s', '-o', 'install', 'reproduce', *args, cwd=checkout)
     assert done.returncode and words in done.stderr and 'Traceback' not in done.stderr
 
-def test_a_folder_with_an_apostrophe(checkout, tmp_path):
+@pytest.fixture
+def settings(checkout):
+    "Write a profile of one's own into the copy's settings.ini."
+    def write(text): (checkout/'settings.ini').write_text((ROOT/'settings.ini').read_text() + text)
+    yield write
+    shutil.copy2(ROOT/'settings.ini', checkout)
+
+def test_a_long_series_is_done_in_order_and_goes_on(checkout, tmp_path, settings):
+    "The plan's first runs are done first, and are there when everything is killed; what is there is not done again."
+    settings('\n[series]\nextends = evidence128\nfocus = 2\nbudgets = 2\nseeds = 0 1\nsize = 32x48\nvolumes = 10\n'
+             'pool = all\niterations = 2\nepochs = 1\nbs = 1\nwidth = 2\ndepth = 2\n')
+    plan = make_plan(checkout/'settings.ini', 'series', runs=tmp_path/'runs', cores=1)
+    arguments = ['make', '-s', '-o', 'install', 'reproduce', 'PROFILE=series', 'CORES=1', f'RUNS={tmp_path}/runs',
+                 f'FIGURES={tmp_path}/figures']
+    def done(): return [name for name in plan['runs'] if (tmp_path/'runs'/name/'run.json').exists()]
+    names = list(plan['runs'])
+    with started(arguments, cwd=checkout) as torn:
+        while len(done()) < 3 and torn.poll() is None: time.sleep(.05)
+    before = done()
+    assert before == names[:len(before)] and 3 <= len(before) < len(names) == 10
+    time.sleep(3) # the kernel notices that its parent is gone
+    said = make(*arguments[4:], cwd=checkout)
+    lines = re.findall(r'^\[\d+/10\] (.+), \d+ s$', said, flags=re.M)
+    assert lines == [describe(plan, name) for name in names[len(before):]]
+
+def test_a_folder_with_an_apostrophe(checkout, tmp_path, settings):
     "Through make, Snakemake and the shell."
     data = save_phantoms(tmp_path/"Anna's scans", 6, 3, (48, 64))
-    small = ('\n[small]\nbudgets = 2\nseeds = 0\nsize = 32x48\niterations = 2\nepochs = 1\nbs = 1\n'
+    settings('\n[small]\nbudgets = 2\nseeds = 0\nsize = 32x48\niterations = 2\nepochs = 1\nbs = 1\n'
              'width = 2\ndepth = 2\nresults = table2\n')
-    (checkout/'settings.ini').write_text((ROOT/'settings.ini').read_text() + small)
     folders = f'DATA={data}', f'RUNS={tmp_path}/my runs', f'FIGURES={tmp_path}/my figures'
-    try: said = make('reproduce', 'PROFILE=small', *folders, cwd=checkout)
-    finally: shutil.copy2(ROOT/'settings.ini', checkout)
+    said = make('reproduce', 'PROFILE=small', *folders, cwd=checkout)
     table = tmp_path/"my figures/small-Anna's scans/table2.md"
     assert said.startswith("small-Anna's scans: 6 runs") and table.exists()

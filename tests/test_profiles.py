@@ -8,7 +8,7 @@ import mlds.learner
 from conftest import ROOT, call
 from mlds.phantoms.oct import save_phantoms
 from mlds.study.parameters import check_parameters, notebook_file, schema
-from mlds.study.plan import PAPERS, find_data, make_plan, read_profile
+from mlds.study.plan import HEADLINE, PAPERS, find_data, make_plan, read_profile
 from mlds.study.results import main
 
 EXPERIMENTS = [n for paper in PAPERS.values() for n in paper['notebooks']]
@@ -149,6 +149,13 @@ INI = {
     'seeds with text': ('[quick]\nbudgets = 3\nseeds = one\n', ['seeds', 'one']),
     'odd size': ('[quick]\nbudgets = 3\nseeds = 0\nsize = 64\n', ["'size'", 'HEIGHTxWIDTH']),
     'unknown result': ('[quick]\nbudgets = 3\nseeds = 0\nresults = table9\n', ["'table9'", 'table1']),
+    'a result of another design': ('[quick]\nbudgets = 3\nseeds = 0\ndesign = headline\nresults = table1\n',
+                                   ["'table1'", 'table2']),
+    'unknown design': ('[quick]\nbudgets = 3\nseeds = 0\ndesign = long\n', ["'design'", 'long', 'evidence']),
+    'a margin in points': ('[quick]\nbudgets = 3\nseeds = 0\nmargin = 2\n', ["'margin'", '(0, 1)']),
+    'results that keep patients': ('[quick]\nbudgets = 3\nseeds = 0\nkeep = patients\n', ["'keep'", 'groups']),
+    'an option of the whole in a part': ('[quick]\nbudgets = 3\nseeds = 0\n[quick chest]\nseeds = 0\nkeep = groups\n',
+                                         ["unknown parameter 'keep'"]),
     'extends itself': ('[quick]\nextends = quick\nbudgets = 3\nseeds = 0\n', ['extends itself', 'quick -> quick']),
     'a share of paper 2': ('[quick]\nbudgets = 3\nseeds = 0\n[quick chest]\nseeds = 0\nshares = 2\n',
                            ['shares', 'quick chest']),
@@ -189,7 +196,15 @@ def test_the_program_itself(tmp_path):
     done = subprocess.run([sys.executable, '-c', 'from mlds.study.results import main; main()', 'status', 'fast'],
                           cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and not done.stdout
-    assert re.fullmatch(r"error: profile 'fast' is unknown; settings.ini has smoke, quick, full, shares\n", done.stderr)
+    known = ', '.join(profiles()[1])
+    assert done.stderr == f"error: profile 'fast' is unknown; settings.ini has {known}\n"
+
+def test_a_plan_needs_no_torch(tmp_path):
+    "It is made whenever `make` or Snakemake is called, and torch takes seconds to load."
+    code = ("import sys; from mlds.study.results import main; "
+            f"main(['status', 'quick', 'phantoms', {str(tmp_path)!r}]); print('torch' in sys.modules)")
+    done = call(sys.executable, '-c', code)
+    assert done.stdout.splitlines()[-1] == 'False', done.stdout + done.stderr
 
 def test_a_folder_of_runs_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -204,6 +219,28 @@ def test_a_profile_may_be_another_one_and_something_more(tmp_path):
     shared = [n for n in shares if n in quick]
     assert {shares[n]['notebook'] for n in shared} >= {'classify', 'explain', 'pretrain'}
     assert all(shares[n]['notebook'] == quick[n]['notebook'] for n in shared)
+
+def test_evidence_begins_with_the_headline():
+    "Seed by seed in turns, of which the first is the main claim; paper 2 has no part in it."
+    plan = make_plan(ROOT/'settings.ini', 'evidence', cores=1)
+    names, cells = list(plan['runs']), plan['cells']
+    assert {r['notebook'] for r in plan['runs'].values()} == {'train'}
+    assert sum(plan['jobs'].values(), []) == names and max(map(len, plan['jobs'].values())) <= 8
+    place = {name: k for k, name in enumerate(names)}
+    first = [c for c in cells if c['table'] == 'table2' and c['row'] in HEADLINE and c['column'] in ('24', 'all')]
+    assert {place[c['run']] for c in first} == set(range(50)) and len({c['seed'] for c in first}) == 10
+    taught = [c for c in cells if c['table'] == 'table2' and c not in first and not c['row'].startswith(('self', 'un'))]
+    assert [c['seed'] for c in sorted(taught, key=lambda c: place[c['run']])] == sorted(c['seed'] for c in taught)
+    later = {c['run'] for c in cells} - {c['run'] for c in first + taught}
+    assert max(place[c['run']] for c in taught) < min(place[run] for run in later)
+
+def test_evidence_at_another_size():
+    "The headline alone, with the same rows, on the same patients."
+    small, large = (make_plan(ROOT/'settings.ini', name) for name in ('evidence', 'evidence128'))
+    assert {(c['row'], c['column']) for c in large['cells']} == {(r, '24') for r in HEADLINE} | {('masks alone', 'all')}
+    params = [next(iter(plan['runs'].values()))['params'] for plan in (small, large)]
+    assert {k for k in params[0] if params[0][k] != params[1][k]} == {'size'}
+    assert (small['margin'], small['keep'], small['partial']) == (.02, 'groups', 'yes')
 
 def test_a_data_folder_with_a_difficult_name(tmp_path):
     folder = tmp_path/"Anna's scans 2"

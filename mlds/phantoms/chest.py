@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OBSERVATIONS', 'STRUCTURES', 'CHEST_VERSION', 'CHEST_TASKS', 'chest_image', 'chest_phantoms', 'save_chest_phantoms']
 
-# %% ../../nbs/06_phantoms_chest.ipynb #56d9fa5b
+# %% ../../nbs/06_phantoms_chest.ipynb #6397f1b7
 import math
 from collections.abc import Iterator
 from functools import lru_cache
@@ -16,12 +16,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-import torch
 from PIL import Image
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter, uniform_filter
 
-from ..classsets import pack
 from ..files import write_once
 from .oct import _bell, _checked_size, _cloud, _shrink, _unit, _write_names
 
@@ -887,9 +885,11 @@ def _render(p, image, size):
     if v.rng.random() < .5: _add_marker(v, grey)
     return grey*_collimate(v)*255, v
 
-# %% ../../nbs/06_phantoms_chest.ipynb #c41c9e98
+# %% ../../nbs/06_phantoms_chest.ipynb #3e90eab4
 def _class_sets(masks, names, size, k):
     "Class sets of overlapping masks, int64 (H, W); background where none of `names` is"
+    import torch
+    from mlds.classsets import pack
     channels = np.zeros((1+len(names), *size), bool)
     for name,mask in masks.items():
         least = .2 if name=='Support Devices' else .5

@@ -7,8 +7,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from mlds.annotations import KINDS, Boxes, ImageLabels, Mask, PartialMask, _check_box, boxes_of, weaken
-from mlds.classsets import MAX_CLASSES, ClassSets, class_sets, encode, from_labels, pyramid, unpack
+from mlds.annotations import (KINDS, Boxes, ExtremePoints, ImageLabels, Mask, PartialMask, Points, Scribbles,
+                              _check_box, boxes_of, weaken)
+from mlds.classsets import (EVERYTHING, MAX_CLASSES, TIGHT, ClassSets, class_sets, encode, from_labels, pyramid, resize,
+                            unpack)
 from mlds.pseudolabels import prune_candidates
 
 check = lambda *strategies, n=40: lambda f: settings(max_examples=n, deadline=None)(given(*strategies)(f))
@@ -82,6 +84,94 @@ def test_boxes_are_tight_and_say_what_is_outside(seed, h, w, c):
     assert (sets.certain[outside] == 1).all() and not sets.certain[~outside].any() and not labels[outside].any()
 
 
+def random_bits(seed, h, w, c):
+    "Overlapping structures: sets of foreground classes, or background."
+    a, b = (random_labels(s, h, w, c) for s in (seed, seed+1))
+    sets = (1 << a | 1 << b) & ~1
+    return torch.where(sets == 0, 1, sets)
+
+
+@check(seeds, side, side, few, kinds)
+def test_every_kind_contains_the_truth_where_structures_overlap(seed, h, w, c, kind):
+    bits = random_bits(seed, h, w, c)
+    sets = weaken(Mask(bits.numpy(), bits=True), kind, c).class_sets((h, w), c)
+    assert_contains(sets, class_sets(bits), c)
+
+
+@check(seeds, side, side, few, st.sampled_from(KINDS), st.booleans())
+def test_weakening_is_named_and_repeats_itself(seed, h, w, c, kind, bits):
+    values = random_bits(seed, h, w, c) if bits else random_labels(seed, h, w, c)
+    once, again = (weaken(Mask(values.numpy().copy(), bits), kind, c) for _ in range(2))
+    assert once.kind == again.kind == kind
+    assert torch.equal(*(a.class_sets((h, w), c).as_subclass(Tensor) for a in (once, again)))
+
+
+@check(seeds, side, side, few)
+def test_each_line_of_a_tight_box_holds_its_class(seed, h, w, c):
+    labels = random_labels(seed, h, w, c)
+    plain, tight = (weaken(Mask(labels.numpy()), k, c).class_sets((h, w), c) for k in ('boxes', 'tight boxes'))
+    assert torch.equal(tight.regions & ~TIGHT, plain.regions)
+    assert torch.equal(tight[:2].as_subclass(Tensor), plain[:2].as_subclass(Tensor))
+    flag = tight.regions & TIGHT != 0
+    for k in range(MAX_CLASSES):
+        inside = (tight.regions >> k & 1).bool()
+        if not (inside & flag).any() or (inside & ~flag).any(): continue
+        there = inside & (labels == k % c)
+        assert torch.equal(there.any(0), inside.any(0)) and torch.equal(there.any(1), inside.any(1))
+
+
+@check(seeds, side, side, few)
+def test_sides_move_by_a_fifth(seed, h, w, c):
+    mask = Mask(random_labels(seed, h, w, c).numpy())
+    exact, loose, jittered = (weaken(mask, k, c).boxes for k in ('boxes', 'loose boxes', 'jittered boxes'))
+    for (k, x0, y0, x1, y1), (_, u0, v0, u1, v1), (_, s0, t0, s1, t1) in zip(exact, loose, jittered, strict=True):
+        dx, dy = (max(1, round(.2*n)) for n in (x1-x0, y1-y0))
+        assert (u0, v0, u1, v1) == (max(x0-dx, 0), max(y0-dy, 0), min(x1+dx, w), min(y1+dy, h))
+        assert max(abs(s0-x0), abs(s1-x1)) <= .2*(x1-x0) + .5 and max(abs(t0-y0), abs(t1-y1)) <= .2*(y1-y0) + .5
+    Boxes(jittered).class_sets((h, w), c)
+
+
+@check(seeds, side, side, few)
+def test_every_structure_is_marked(seed, h, w, c):
+    mask = Mask(random_labels(seed, h, w, c).numpy())
+    boxes = weaken(mask, 'boxes', c).boxes
+    points, strokes, extremes = (weaken(mask, k, c) for k in ('points', 'scribbles', 'extreme points'))
+    assert extremes.boxes.boxes == boxes
+    for (k, x0, y0, x1, y1), (kp, x, y), (ks, way) in zip(boxes, points.points, strokes.strokes):
+        assert k == kp == ks and all(x0 <= x < x1 and y0 <= y < y1 for x, y in [(x, y), *way])
+        assert all(max(abs(a[0]-b[0]), abs(a[1]-b[1])) == 1 for a, b in pairwise(way)), 'a line without gaps'
+    background = (mask.read() == 0).any()
+    assert len(points.points) == len(strokes.strokes) == len(boxes) + background
+
+
+@pytest.mark.parametrize('kind', ['points', 'scribbles', 'extreme points'])
+def test_marks_survive_another_size(kind):
+    labels = torch.zeros(256, 256, dtype=torch.long)
+    labels[40:43, 60:200], labels[100:180, 30:70], labels[200, 200] = 1, 2, 3
+    weak = weaken(Mask(labels.numpy()), kind, 4)
+    small, large = weak.sets_at((256, 256), 4, (64, 64)), weak.class_sets((256, 256), 4)
+    certain = large.certain & ~1
+    for y, x in certain.nonzero().tolist():
+        assert small.certain[y//4, x//4] == certain[y, x], (y, x)
+    assert torch.equal(weak.sets_at((256, 256), 4, (256, 256)).as_subclass(Tensor), large.as_subclass(Tensor))
+    if kind != 'extreme points': assert len(resize(large, (64, 64)).certain.unique()) < len(small.certain.unique())
+
+
+@check(seeds, side, side, few, kinds, side, side)
+def test_at_any_size_certain_is_possible(seed, h, w, c, kind, h2, w2):
+    weak = weaken(Mask(random_labels(seed, h, w, c).numpy()), kind, c)
+    sets = weak.sets_at((h, w), c, (h2, w2))
+    assert sets.shape == (3, h2, w2) and inside(sets.certain, sets.possible) and sets.possible.ne(0).all()
+
+
+@pytest.mark.parametrize('exhaustive', [True, False])
+def test_what_marks_say_of_the_rest(exhaustive):
+    rest = 0b101 if exhaustive else EVERYTHING
+    for marks in Points([(2, 1, 1)], exhaustive), Scribbles([(2, [(1, 1), (3, 1)])], exhaustive=exhaustive):
+        sets = marks.class_sets((4, 4), 3)
+        assert sets[:2, 3, 3].tolist() == [0, rest] and sets[:2, 1, 1].tolist() == [4, 4]
+
+
 def test_diagonal_neighbours_share_a_box():
     assert boxes_of((1 << torch.eye(3, dtype=torch.long)).numpy(), 2) == [(1, 0, 0, 3, 3)]
     assert len(boxes_of(torch.tensor([[2, 1, 2]]).numpy(), 2)) == 2
@@ -111,6 +201,20 @@ def test_partial_masks_contain_the_truth(seed, h, w, c, data):
     expect = encode({0, *range(1, c)} - seen)
     assert (open_ == expect).all(), 'nothing drawn: background, or a class that nobody looked for'
     if len(seen) < c-1: assert torch.equal(sets.known, drawn > 0)
+
+
+@check(seeds, side, side, few, st.data())
+def test_partial_masks_of_overlapping_structures_contain_the_truth(seed, h, w, c, data):
+    "A structure that was drawn does not rule out one that nobody looked for."
+    bits = random_bits(seed, h, w, c)
+    seen = data.draw(st.sets(st.integers(1, c-1)))
+    drawn = bits & encode(seen)
+    drawn = torch.where(drawn == 0, 1, drawn)
+    sets = PartialMask(drawn.numpy(), bits=True, annotated=tuple(seen)).class_sets((h, w), c)
+    truth, unseen = class_sets(bits), encode(set(range(1, c)) - seen)
+    assert_contains(sets, truth, c)
+    assert inside(torch.full_like(bits, unseen), sets.possible)
+    for k in seen: assert torch.equal(sets.possible >> k & 1, bits >> k & 1), 'what was looked for is known'
 
 
 def test_a_partial_mask_that_leaves_nothing_out_is_a_mask():
@@ -204,9 +308,14 @@ def test_a_mask_of_class_sets_with_unknown_classes(bits):
 @pytest.mark.parametrize('make', [
     lambda: Boxes([(1, 0, 0, 9, 9)]), lambda: Boxes([(3, 0, 0, 2, 2)]), lambda: Boxes([(1, 2, 0, 1, 2)]),
     lambda: Boxes([(1, 0, 0, float('nan'), 2)]), lambda: Boxes([(0, 0, 0, 2, 2)]), lambda: Boxes([(1, -1, 0, 2, 2)]),
-    lambda: ImageLabels([0]), lambda: ImageLabels([3]), lambda: Mask(torch.zeros(3, 4).long().numpy())])
+    lambda: ImageLabels([0]), lambda: ImageLabels([3]), lambda: Mask(torch.zeros(3, 4).long().numpy()),
+    lambda: Points([(3, 0, 0)]), lambda: Points([(1, 4, 0)]), lambda: Points([(1, 0, -1)]),
+    lambda: Points([(1, .2, .3)]), lambda: Points([(1, float('inf'), 2)]), lambda: Scribbles([(1, [])]),
+    lambda: Scribbles([(1, [(0, 0), (5, 0)])]), lambda: ExtremePoints([(1, [(0, 0)]*3)]),
+    lambda: ExtremePoints([(0, [(0, 0)]*4)]), lambda: ExtremePoints([(1, [(0, 0), (2, 2), (1, 1), (9, 1)])])])
 def test_contradictions_are_refused(make):
-    with pytest.raises(ValueError, match='box|image labels|mask is'): make().class_sets((4, 4), 3)
+    with pytest.raises(ValueError, match='box|image labels|mask is|mark|extreme points'):
+        make().class_sets((4, 4), 3)
 
 
 @pytest.mark.parametrize('box', [(1, 2, 0, 2, 2), (1, 0, 2, 2, 2), (1, 2.5, 0, 2.5, 2)])

@@ -7,9 +7,9 @@ from fastai.vision.augment import PadMode
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from mlds.classsets import (EVERYTHING, MAX_CLASSES, ClassSets, cell_pool, class_sets, in_single_cell, decode, encode,
-                            from_labels, nothing_known, or_pool, pack, pyramid, region_classes, resize, to_labels,
-                            unpack)
+from mlds.classsets import (EVERYTHING, MAX_CLASSES, TIGHT, ClassSets, cell_pool, cell_side, class_sets,
+                            in_single_cell, decode, encode, from_labels, nothing_known, or_pool, pack, pyramid,
+                            region_classes, resize, to_labels, unpack)
 
 check = lambda *strategies, n=60: lambda f: settings(max_examples=n, deadline=None)(given(*strategies)(f))
 torch.set_num_threads(1)
@@ -139,6 +139,35 @@ def test_one_level_alone_where_the_size_does_not_divide(h, w, s):
     sets = random_sets(0, h, w, 4)
     alone = pyramid(sets, [(-(-h//s), -(-w//s))], 4)[0]
     assert torch.equal(alone.as_subclass(Tensor), cells_by_hand(sets, s, 4))
+
+
+@check(st.integers(1, 300), st.integers(0, 8))
+def test_cells_of_a_network_that_rounds_up(n, depth):
+    side = 1 << depth
+    m = -(-n//side)
+    assert -(-n//cell_side(n, m)) == m and cell_side(n, m) <= side
+
+
+@pytest.mark.parametrize('n,m', [(104, 6), (50, 3), (7, 3), (64, 5), (4, 8)])
+def test_cells_of_a_network_that_rounds_down_are_refused(n, m):
+    with pytest.raises(ValueError, match=f'{m} cells do not cover {n} pixels'): cell_side(n, m)
+    with pytest.raises(ValueError, match=f'{m} cells'): pyramid(random_sets(0, n, n, 3), [(m, m)], 3)
+
+
+@check(seeds, side, side, st.integers(1, MAX_CLASSES), n=30)
+def test_the_flag_of_tight_boxes_goes_along_and_changes_nothing_else(seed, h, w, c):
+    sets = random_sets(seed, h, w, c, (2,))
+    on = torch.rand(2, h, w, generator=torch.Generator().manual_seed(seed)) < .2
+    flagged = class_sets(sets.certain, sets.possible, sets.regions | torch.where(on, TIGHT, 0))
+    sizes, mirror = [(-(-h//s), -(-w//s)) for s in strides], torch.tensor([[-1., 0, 0], [0, 1, 0]]).expand(2, -1, -1)
+    plain, other = ([*pyramid(x, sizes, c), resize(x, (5, 7)), x.affine_coord(mirror)] for x in (sets, flagged))
+    flags = [cell_pool(on.long(), size).bool() for size in sizes]
+    for a, b in zip(plain, other):
+        assert torch.equal(b[:, :2].as_subclass(Tensor), a[:, :2].as_subclass(Tensor))
+        assert torch.equal(b.regions & ~TIGHT, a.regions)
+    for b, expect in zip(other, [*flags, None, on.flip(-1)]):
+        if expect is not None: assert torch.equal(b.regions & TIGHT != 0, expect)
+    assert not (region_classes(flagged.regions, c) & ~full(c)).any()
 
 
 def test_pyramid_of_a_batch_is_that_of_its_images():

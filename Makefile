@@ -8,12 +8,13 @@ RUNS    ?= runs
 FIGURES ?= figures
 PYTHON  ?= python3
 README  ?= README.md
+FLAGS   ?=                   # more for Snakemake; with --keep-going a run that fails stops its own job alone
 CORES   ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 
 BIN     := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONWARNINGS ?= ignore
-SNAKEMAKE = snakemake --nolock --rerun-incomplete --rerun-triggers mtime --quiet all --cores $(CORES)
+SNAKEMAKE = snakemake --nolock --rerun-incomplete --rerun-triggers mtime --quiet all --cores $(CORES) $(FLAGS)
 
 .PHONY: help install reproduce redraw results compare test readme numbers clean
 

@@ -263,20 +263,27 @@ def _short(profile):
     budgets = profile['budgets']
     return dict(table1=_grid(_supervised(_ALONE), budgets), table2=_grid(ARMS, budgets) + _ALL_MASKS)
 
-# %% ../../nbs/32_plan.ipynb #a13ff6db
+# %% ../../nbs/32_plan.ipynb #6ebd4bae
 KNOWN = ['nothing', 'image labels', 'points', 'extreme points', 'scribbles',
          'loose boxes', 'tight boxes', 'jittered boxes']
+_PARTIAL = dict(teacher='none', aux_supervision='none', candidates=False, mil=0)
 
 def _rival(kind, teacher): return dict(kind=kind, teacher=teacher, aux_supervision='none')
 
-RIVALS = {'boxes as masks': _rival('boxes as masks', 'none')}
+RIVALS = {'boxes as masks': _rival('boxes as masks', 'none'),
+          'partial cross-entropy, scribbles': dict(_PARTIAL, kind='scribbles'),
+          'partial cross-entropy, points': dict(_PARTIAL, kind='points')}
 
-# %% ../../nbs/32_plan.ipynb #735785ea
+# %% ../../nbs/32_plan.ipynb #8eea5370
 ABLATIONS = {'default': {},
+             'statistics together': dict(batch_statistics='together'),
+             'statistics separate': dict(batch_statistics='separate'),
              'decay .9': dict(decay=.9), 'decay .99': dict(decay=.99), 'decay .999': dict(decay=.999),
+             'fixed threshold': dict(confidence='fixed'), 'calibrated threshold': dict(confidence='calibrated'),
+             'FlexMatch threshold': dict(confidence='flexmatch'), 'FreeMatch threshold': dict(confidence='freematch'),
              'auxiliary weight 0': dict(aux_weight=0), 'auxiliary weight 1': dict(aux_weight=1),
-             'no region term': dict(mil=0)}
-_ABLATED = {'nothing': {'mil'}, 'image labels': set(), 'tight boxes': set()}
+             'no region term': dict(mil=0), 'no certain cells': dict(cell_certainty=False)}
+_ABLATED = {'nothing': {'mil', 'cell_certainty'}, 'image labels': {'cell_certainty'}, 'tight boxes': set()}
 
 # %% ../../nbs/32_plan.ipynb #7137145e
 def _ablations(train):

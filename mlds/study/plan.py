@@ -96,10 +96,11 @@ def read_options(file:str|Path, # settings.ini
     given = _section(file, profile, '', data)
     return {name: p.check(name, given.get(name, p.default)) for name, p in OPTIONS.items()}
 
-# %% ../../nbs/32_plan.ipynb #b1413d86
+# %% ../../nbs/32_plan.ipynb #e205261e
 PAPERS = {
     'oct': dict(section='', notebooks=['train'], lines=['budgets', 'focus', 'seeds'],
-                results=dict(table1='table1', table2='table2', figure1='table2', figure2='table2')),
+                results=dict(table1='table1', table2='table2', table7='table7', figure1='table2', figure2='table2',
+                             figure5='table2')),
     'chest': dict(section='chest', notebooks=['classify', 'localise', 'explain', 'pretrain', 'finetune', 'joint'],
                   lines=['seeds', 'archs', 'shares', 'pretrainings'],
                   results=dict(table3='table3', table4='table4', table5='table5', table6='table6',

@@ -275,7 +275,7 @@ RIVALS = {'boxes as masks': _rival('boxes as masks', 'none'),
           'partial cross-entropy, scribbles': dict(_PARTIAL, kind='scribbles'),
           'partial cross-entropy, points': dict(_PARTIAL, kind='points')}
 
-# %% ../../nbs/32_plan.ipynb #8eea5370
+# %% ../../nbs/32_plan.ipynb #beba25c4
 ABLATIONS = {'default': {},
              'statistics together': dict(batch_statistics='together'),
              'statistics separate': dict(batch_statistics='separate'),
@@ -283,8 +283,10 @@ ABLATIONS = {'default': {},
              'fixed threshold': dict(confidence='fixed'), 'calibrated threshold': dict(confidence='calibrated'),
              'FlexMatch threshold': dict(confidence='flexmatch'), 'FreeMatch threshold': dict(confidence='freematch'),
              'auxiliary weight 0': dict(aux_weight=0), 'auxiliary weight 1': dict(aux_weight=1),
-             'no region term': dict(mil=0), 'no certain cells': dict(cell_certainty=False)}
-_ABLATED = {'nothing': {'mil', 'cell_certainty'}, 'image labels': {'cell_certainty'}, 'tight boxes': set()}
+             'no region term': dict(mil=0), 'no tight lines': dict(tight=0),
+             'no certain cells': dict(cell_certainty=False)}
+_ABLATED = {'nothing': {'mil', 'tight', 'cell_certainty'}, 'image labels': {'tight', 'cell_certainty'},
+            'tight boxes': set()}
 
 # %% ../../nbs/32_plan.ipynb #7137145e
 def _ablations(train):

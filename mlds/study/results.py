@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['history_curves', 'export', 'Results', 'read_results', 'commit_results', 'table_values', 'compare', 'verdict', 'main']
 
-# %% ../../nbs/34_results.ipynb #7330a1c4
-import gzip, shutil, sys, tempfile
+# %% ../../nbs/34_results.ipynb #bf303551
+import gzip, json, shutil, sys, tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
 
@@ -71,6 +71,53 @@ def _by_group(table):
     sums = table.groupby(['run', 'variant', 'group', 'class'], sort=False)[['TP', 'FP', 'FN']].sum()
     return sums.reset_index().assign(id='')[_COLUMNS['per_image']]
 
+# %% ../../nbs/34_results.ipynb #b24ec306
+def _patient_counts(table, name):
+    "Groups, foreground classes, and counts (G, K, 3) of a run, from its lines of per_image."
+    if table.variant.nunique() > 1: raise ValueError(f"run {name} has counts of several variants: say keep = images")
+    table = table[table['class'] != 'background']
+    sums = table.groupby(['group', 'class'], sort=False)[['TP', 'FP', 'FN']].sum()
+    groups, classes = (tuple(table[c].unique()) for c in ('group', 'class'))
+    whole = sums.reindex(pd.MultiIndex.from_product([groups, classes]), fill_value=0)
+    return groups, classes, whole.to_numpy().reshape(len(groups), len(classes), 3)
+
+# %% ../../nbs/34_results.ipynb #e826f3de
+_RUNS_IN_FILE = 500
+
+def _small(counts): return np.asarray(counts, dtype=np.min_scalar_type(np.max(counts)))
+
+def _blocks(counts):
+    "Names of runs with the same patients, classes and truth, at most 500 together."
+    alike = {}
+    for run, (groups, classes, c) in counts.items():
+        truth = c[..., 0] + c[..., 2]
+        alike.setdefault((groups, classes, truth.tobytes()), []).append(run)
+    return [runs[i:i + _RUNS_IN_FILE] for runs in alike.values() for i in range(0, len(runs), _RUNS_IN_FILE)]
+
+def _write_counts(counts, folder):
+    "Write counts of runs by patient: run -> groups, classes, counts (G, K, 3)."
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for k, runs in enumerate(_blocks(counts)):
+        groups, classes, first = counts[runs[0]]
+        stack = np.stack([counts[run][2] for run in runs])
+        names = dict(runs=runs, groups=groups, classes=classes)
+        numbers = dict(truth=first[..., 0] + first[..., 2], FP=stack[..., 1], FN=stack[..., 2])
+        with atomic_file(folder/f'{k}.npz') as f:
+            np.savez_compressed(f, **names, **{k: _small(v) for k, v in numbers.items()})
+
+# %% ../../nbs/34_results.ipynb #c480e055
+def _read_counts(folder):
+    "What `_write_counts` has written."
+    found = {}
+    for file in sorted(folder.glob('*.npz')):
+        with np.load(file) as f: block = {k: f[k] for k in f}
+        groups, classes = (tuple(block[k].tolist()) for k in ('groups', 'classes'))
+        missed, invented = block['FN'].astype(int), block['FP'].astype(int)
+        counts = np.stack([block['truth'] - missed, invented, missed], -1)
+        found |= {run: (groups, classes, c) for run, c in zip(block['runs'].tolist(), counts)}
+    return found
+
 # %% ../../nbs/34_results.ipynb #401e6b1e
 def _write(folder, name, table):
     "Write a table as CSV, compressed or not; the same table gives the same bytes."
@@ -91,26 +138,43 @@ def _copy_examples(plan, done, to):
         file = Path(plan['root'])/name/'examples.npz'
         if file.exists(): shutil.copyfile(file, to/f'{name}.npz')
 
-# %% ../../nbs/34_results.ipynb #9267d1cc
+# %% ../../nbs/34_results.ipynb #e1fae11a
 def _results_folder(plan:dict # from `make_plan`
 ) -> Path: # e.g. runs/results/quick
     "Where a plan's results are exported to."
     return Path(plan['root'])/'results'/plan['name']
 
+def _write_images(plan, folders, to):
+    "Counts of each image, or of each patient where the plan says so."
+    by_patient = plan.get('keep') == 'groups'
+    table = _stack([] if by_patient else folders, 'per_image')
+    _write(to, 'per_image.csv.gz', _by_group(table))
+    if not by_patient: return
+    counted = [f for f in folders if (f/'per_image.csv').exists()]
+    counts = {f.name: _patient_counts(_stack([f], 'per_image'), f.name) for f in counted}
+    _write_counts(counts, to/'per_group')
+
+def _write_about(plan, to):
+    "What the tables of a plan claim."
+    if plan.get('design', 'short') == 'short': return
+    about = {k: plan[k] for k in ('design', 'margin', 'partial')}
+    with atomic_file(to/'about.json') as f: f.write(json.dumps(about).encode())
+
+# %% ../../nbs/34_results.ipynb #f5081d01
 def export(plan:dict # from `make_plan`
 ) -> Path: # the folder
     "Write the results of a plan's finished runs."
     done, folder = finished_runs(plan), _results_folder(plan)
     folders = [Path(plan['root'])/name for name in done]
     _copy_examples(plan, set(done), folder/'examples')
-    for name in _COLUMNS:
-        table = _stack(folders, name)
-        _write(folder, f'{name}.csv.gz', _by_group(table) if name == 'per_image' else table)
+    _write_images(plan, folders, folder)
+    for name in ('per_case', 'curves'): _write(folder, f'{name}.csv.gz', _stack(folders, name))
+    _write_about(plan, folder)
     _write(folder, 'cells.csv', pd.DataFrame(plan['cells']))
     _write(folder, 'runs.csv', pd.DataFrame([_run_row(read_run(f)) for f in folders]).assign(profile=plan['name']))
     return folder
 
-# %% ../../nbs/34_results.ipynb #674e6a5e
+# %% ../../nbs/34_results.ipynb #bd78d89a
 @dataclass
 class Results:
     "What a profile's runs have left."
@@ -120,6 +184,8 @@ class Results:
     per_image: pd.DataFrame  # run, variant, id, group, class, TP, FP, FN
     per_case: pd.DataFrame   # run, variant, id, group, target, measure, value
     curves: pd.DataFrame     # run, step, name, value
+    per_group: dict = field(default_factory=dict) # run -> groups, classes, counts (G, K, 3), in the place of per_image
+    about: dict = field(default_factory=dict)     # design, margin, partial; empty for a short design
 
     def __repr__(self): return f"Results of {len(self.runs)} runs in {self.folder}"
 
@@ -134,7 +200,29 @@ def examples(self:Results,
         raise FileNotFoundError(f"{file} does not exist: examples are kept of runs in {', '.join(_PICTURES)}")
     with np.load(file) as f: return dict(f)
 
-# %% ../../nbs/34_results.ipynb #4eb6978a
+# %% ../../nbs/34_results.ipynb #66e2bf8d
+@patch
+def drawable(self:Results) -> list[str]: # names
+    "Tables and figures that can be drawn."
+    cells = self.cells
+    if self.about.get('partial') == 'yes': cells = cells[cells.run.isin(self.runs.run)]
+    return cells.table.unique().tolist()
+
+# %% ../../nbs/34_results.ipynb #e9858b7b
+@patch
+def counts(self:Results,
+           runs:Sequence[str] # names of runs, tested on the same patients
+) -> np.ndarray: # (runs, patients, foreground classes, 3): TP, FP, FN
+    "Counts of runs by patient."
+    runs = list(runs)
+    images = self.per_image[self.per_image.run.isin(runs)]
+    def of(run): return self.per_group.get(run) or _patient_counts(images[images.run == run], run)
+    found = [of(run) for run in runs]
+    odd = [r for r, f in zip(runs, found) if f[:2] != found[0][:2]]
+    if odd: raise ValueError(f"runs {runs[0]} and {odd[0]} were not tested on the same patients and classes")
+    return np.stack([f[2] for f in found])
+
+# %% ../../nbs/34_results.ipynb #cb2324ff
 def read_results(folder:str|Path # e.g. results/quick
 ) -> Results: # tables and pictures
     "The results of a profile, as `export` has written them."
@@ -143,9 +231,11 @@ def read_results(folder:str|Path # e.g. results/quick
         raise FileNotFoundError(f"there are no results in {folder}: run the experiments of this profile first")
     runs = pd.read_csv(folder/'runs.csv', dtype=dict(run=str, commit=str, changes=str), low_memory=False)
     tables = {name: _read_csv(folder/f'{name}.csv.gz') for name in _COLUMNS}
+    tables |= dict(per_group=_read_counts(folder/'per_group'))
+    if (folder/'about.json').exists(): tables['about'] = read_json(folder/'about.json')
     return Results(folder, runs.fillna(dict(changes='', commit='unknown')), _read_csv(folder/'cells.csv'), **tables)
 
-# %% ../../nbs/34_results.ipynb #1cf3cc32
+# %% ../../nbs/34_results.ipynb #c3ee848e
 def commit_results(folder:str|Path, # exported results
                    to:str|Path, # folder to commit
                    force:bool=False # even where runs were made with local changes
@@ -156,12 +246,12 @@ def commit_results(folder:str|Path, # exported results
         files = sorted(set(' '.join(runs.changes).split()))
         raise ValueError(f"{runs.dirty.sum()} of {len(runs)} runs were made with local changes ({', '.join(files)}): "
                          "commit these files and do the runs again, or say FORCE=1")
-    shutil.rmtree(Path(to)/'examples', ignore_errors=True)
+    for part in ('examples', 'per_group'): shutil.rmtree(Path(to)/part, ignore_errors=True)
     return Path(shutil.copytree(folder, to, dirs_exist_ok=True))
 
-# %% ../../nbs/34_results.ipynb #b96e47db
+# %% ../../nbs/34_results.ipynb #e5506cc5
 _MEASURES = dict(table1='mean_iou', table2='mean_iou', table3='mean_auroc', table5='dice.', # a dot: every class
-                 table6='mean_iou')
+                 table6='mean_iou', table7='mean_iou')
 
 def _metric_values(results, table, measure):
     "The metric of each cell of a table."
@@ -271,7 +361,7 @@ def _report(profile:str='quick', data:str='phantoms', runs:str='runs', figures:s
     written = [*sorted(folder.iterdir()), Path(runs)/'results'/name/'runs.csv']
     return '\n'.join([_headline(folder), '', 'Written:', *(f'  {f}' for f in written)])
 
-# %% ../../nbs/34_results.ipynb #0427920e
+# %% ../../nbs/34_results.ipynb #743c22fe
 def _keep(profile:str='quick', data:str='phantoms', runs:str='runs', results:str='results', force:str='') -> str:
     "Copy results to where they are committed."
     name = _name(profile, data)
@@ -281,7 +371,7 @@ def _keep(profile:str='quick', data:str='phantoms', runs:str='runs', results:str
 def _redraw(profile:str='quick', data:str='phantoms', results:str='results', figures:str='figures') -> str:
     "Draw a profile's tables and figures from committed results."
     folder = Path(results)/_name(profile, data)
-    names = read_results(folder).cells.table.unique().tolist()
+    names = read_results(folder).drawable()
     with tempfile.TemporaryDirectory() as logs: draw(profile, data, results, figures, names, logs)
     return f"{', '.join(names)} are in {figures}/{folder.name}/"
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from mlds.annotations import KINDS, Boxes, Mask, weaken
+from mlds.annotations import Boxes, Mask, weaken
 from mlds.classsets import MAX_CLASSES, ClassSets, class_sets, from_labels, nothing_known, pyramid, unpack
 from mlds.supervision import (AUX_SUPERVISION, MixedLoss, _log_probs, _region_bits, candidate_nll, certain_share,
                               mil_loss, mlds_loss, nearest_loss, soft_dice_loss, upsample_loss)
@@ -30,10 +30,16 @@ def random_prediction(seed, b, h, w, c, scale=1.):
     logits = lambda s: (torch.randn(b, c, -(-h//s), -(-w//s), generator=g) * scale).requires_grad_()
     return Prediction(logits(1), [logits(s) for s in strides])
 
-def mixed_sets(seed, h, w, c, kinds=KINDS):
+OLD_KINDS = ('mask', 'boxes', 'image labels', 'unlabelled')
+
+def mixed_sets(seed, h, w, c, kinds=OLD_KINDS):
     "One image of each kind."
     labels = blobs(seed, len(kinds), h, w, c)
     return ClassSets(torch.stack([weaken(Mask(m.numpy()), k, c).class_sets((h, w), c) for m, k in zip(labels, kinds)]))
+
+def weight(sets):
+    "What a batch of three classes that exclude each other is divided by: its decided pixels, in images, at least half of one."
+    return max(sets.known.flatten(1).float().mean(1).sum().item(), .5)
 
 def gradients(loss, pred): return torch.autograd.grad(loss, [pred.logits, *pred.aux_logits], allow_unused=True)
 
@@ -66,11 +72,11 @@ def test_published_gradients(seed, h, w, activation):
     for a, b in zip(ours, theirs): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
-def test_mean_is_the_sum_over_the_batch_size():
+def test_mean_is_the_sum_over_what_is_decided():
     pred, sets = random_prediction(0, 4, 32, 48, 3), mixed_sets(0, 32, 48, 3)
     mean, total = MixedLoss(classes(3)), MixedLoss(classes(3), reduction='sum')
     mean(pred, sets), total(pred, sets)
-    torch.testing.assert_close(4*mean.parts['aux'], total.parts['aux'])
+    torch.testing.assert_close(weight(sets)*mean.parts['aux'], total.parts['aux'])
     for k in ('mask', 'dice', 'mil'): torch.testing.assert_close(mean.parts[k], total.parts[k])
 
 
@@ -175,7 +181,7 @@ def test_regions_of_every_head(seed, aux):
 
 
 @check(seeds, st.sampled_from(AUX_SUPERVISION), st.integers(1, 40), st.integers(1, 40), n=25)
-def test_a_batch_is_the_mean_of_its_images(seed, aux, h, w):
+def test_a_batch_is_the_mean_of_what_its_images_decide(seed, aux, h, w):
     "All but Dice, whose sums run over the batch; the region part is a mean over regions, not images."
     pred, sets = random_prediction(seed, 4, h, w, 3), mixed_sets(seed, h, w, 3)
     loss = MixedLoss(classes(3), aux, dice=0)
@@ -185,7 +191,8 @@ def test_a_batch_is_the_mean_of_its_images(seed, aux, h, w):
         loss(Prediction(pred.logits[i:i+1], [x[i:i+1] for x in pred.aux_logits]), sets[i:i+1])
         alone.append(loss.parts | dict(n=len(_region_bits(sets[i].regions))))
     for part in ('mask', 'aux'):
-        torch.testing.assert_close(together[part], torch.stack([a[part] for a in alone]).mean())
+        total = sum(a[part]*weight(sets[i:i+1]) for i, a in enumerate(alone))
+        torch.testing.assert_close(together[part]*weight(sets), total)
     count = sum(a['n'] for a in alone)
     if count: torch.testing.assert_close(together['mil'], sum(a['n']*a['mil'] for a in alone)/count)
     else: assert together['mil'] == 0
@@ -299,7 +306,8 @@ def test_auxiliary_heads_are_told_what_was_asked_for(aux, reduction):
     loss = MixedLoss(classes(3), aux, reduction=reduction)
     loss(pred, sets)
     total = lambda f: torch.stack([f(z, sets) for z in pred.aux_logits]).sum(0)
-    parts = {k: getattr(total(f), reduction)() for k, f in AUX_LOSSES.items()}
+    scale = weight(sets) if reduction == 'mean' else 1
+    parts = {k: total(f).sum()/scale for k, f in AUX_LOSSES.items()}
     torch.testing.assert_close(loss.parts['aux'], parts.pop(aux))
     other, = parts.values()
     assert not torch.isclose(loss.parts['aux'], other)

@@ -63,7 +63,7 @@ def minutes(mixes:pd.DataFrame, # masks, kind, others
     on_others = mixes.others*mixes.kind.map(seconds)
     return (on_masks + on_others).to_numpy(float)/60
 
-# %% ../nbs/28_planner.ipynb #cc0bbb89
+# %% ../nbs/28_planner.ipynb #37a87320
 def _by_seed(runs):
     "Scores with a row for each mix and a column for each seed that all mixes have."
     wide = runs.pivot(index=['masks', 'kind', 'others'], columns='seed', values='score').dropna(axis=1)
@@ -85,7 +85,12 @@ def _redrawn(wide, draws, seed):
     drawn = np.random.default_rng(seed).integers(n, size=(draws, n))
     return widened[:, drawn].mean(-1).T
 
-# %% ../nbs/28_planner.ipynb #8761cff6
+def _ends(redrawn, wide, **kwargs):
+    "Ends of the 95 % intervals; NaN from a single seed."
+    if wide.shape[1] < 2: return np.full((2, redrawn.shape[1]), np.nan)
+    return np.quantile(redrawn, [.025, .975], axis=0, **kwargs)
+
+# %% ../nbs/28_planner.ipynb #45c8c9b6
 def score_table(runs:pd.DataFrame, # masks, kind, others, seed, score
                 objects:float=1., # in an image, on average
                 prices:Mapping[str, tuple[float, str]]=PRICES, # see `image_seconds`
@@ -94,11 +99,11 @@ def score_table(runs:pd.DataFrame, # masks, kind, others, seed, score
 ) -> pd.DataFrame: # masks, kind, others, minutes, score, low, high
     "Mean score of each mix with its 95 % interval over seeds, and what its annotations take."
     wide = _by_seed(runs)
-    low, high = np.quantile(_redrawn(wide, draws, seed), [.025, .975], axis=0)
+    low, high = _ends(_redrawn(wide, draws, seed), wide)
     mixes = wide.index.to_frame(index=False)
     return mixes.assign(minutes=minutes(mixes, objects, prices), score=wide.mean(axis=1).to_numpy(), low=low, high=high)
 
-# %% ../nbs/28_planner.ipynb #56342480
+# %% ../nbs/28_planner.ipynb #ebd57e1a
 def minutes_figure(table:pd.DataFrame, # from `score_table`
                    label:str='score' # of the axis
 ) -> Figure: # a line for each kind, a band for its intervals
@@ -108,7 +113,7 @@ def minutes_figure(table:pd.DataFrame, # from `score_table`
     for kind, colour in zip(kinds, ['black', *plt.cm.tab20.colors[::2], *plt.cm.tab20.colors[1::2]]):
         part = table[table.kind == kind].sort_values('minutes')
         name = 'masks alone' if kind == 'none' else f'masks + {kind}'
-        ax.plot(part.minutes, part.score, 'o-', color=colour, ms=4, label=name)
+        ax.plot(part.minutes, part.score, 'o-', color=colour, ms=4, label=name, zorder=3 if kind == 'none' else 2)
         ax.fill_between(part.minutes, part.low, part.high, color=colour, alpha=.15, lw=0)
     ax.set(xscale='log', xlabel="annotator's minutes", ylabel=label)
     ax.set_ylim(table.score.min() - .02, table.score.max() + .02) # of wide bands the middle
@@ -130,7 +135,7 @@ def _masks_needed(masks, alone, levels):
     needed[levels < rising[0]] = 0
     return needed
 
-# %% ../nbs/28_planner.ipynb #3dfd827c
+# %% ../nbs/28_planner.ipynb #fc63de2a
 def exchange_rates(runs:pd.DataFrame, # masks, kind, others, seed, score; kind 'none' with several numbers of masks
                    draws:int=500, # of the seeds
                    seed:int=0 # of the draws
@@ -141,12 +146,12 @@ def exchange_rates(runs:pd.DataFrame, # masks, kind, others, seed, score; kind '
     alone = (mixes.kind == 'none').to_numpy()
     if alone.sum() < 2: raise ValueError("masks alone (kind 'none') were measured with fewer than two numbers of masks")
     def needed(scores): return _masks_needed(mixes.masks[alone].to_numpy(), scores[alone], scores[~alone])
-    redrawn = [needed(scores) for scores in _redrawn(wide, draws, seed)]
-    low, high = np.quantile(redrawn, [.025, .975], axis=0, method='inverted_cdf')
+    redrawn = np.stack([needed(scores) for scores in _redrawn(wide, draws, seed)])
+    low, high = _ends(redrawn, wide, method='inverted_cdf')
     found = mixes[~alone].assign(needed=needed(wide.mean(axis=1).to_numpy()), low=low, high=high)
     return found.sort_values(['kind', 'masks', 'others'], ignore_index=True)
 
-# %% ../nbs/28_planner.ipynb #a5838cdf
+# %% ../nbs/28_planner.ipynb #b73475c5
 def _masks_text(n, row, least, most):
     "A number of masks alone, or the end of the measured ones."
     bounds = {0: f'fewer than {least}', np.inf: f'more than {most}'}
@@ -166,12 +171,13 @@ def _worth_text(n, row, most, mask):
     bound = 'more than ' if n > most else ''
     return f'{bound}{mask*gained/row.others:.0f}'
 
-def _interval_texts(rates, text, *args):
-    "The text for each line's number of masks, in brackets those for the ends of its interval."
-    lines = rates.itertuples()
-    return [f'{text(r.needed, r, *args)} [{text(r.low, r, *args)}, {text(r.high, r, *args)}]' for r in lines]
+def _with_ends(row, text, *args):
+    "The text for a line's number of masks, in brackets those for the ends of its interval."
+    value = text(row.needed, row, *args)
+    if np.isnan(row.low): return value
+    return f'{value} [{text(row.low, row, *args)}, {text(row.high, row, *args)}]'
 
-# %% ../nbs/28_planner.ipynb #a143e6de
+# %% ../nbs/28_planner.ipynb #858f6bcc
 def describe_rates(rates:pd.DataFrame, # from `exchange_rates`
                    masks:Sequence[int], # numbers of masks at which masks alone were measured
                    objects:float=1., # in an image, on average
@@ -179,11 +185,12 @@ def describe_rates(rates:pd.DataFrame, # from `exchange_rates`
 ) -> pd.DataFrame: # a line for each mix, as text
     "Exchange rates in words, in brackets for the two ends of the interval."
     least, most, mask = min(masks), max(masks), image_seconds('mask', objects, prices)
+    def texts(*args): return [_with_ends(row, *args) for row in rates.itertuples()]
     return pd.DataFrame({
         'kind': rates.kind, 'masks': rates.masks, 'other images': rates.others,
-        'as good as masks alone': _interval_texts(rates, _masks_text, least, most),
-        'images that replace a mask': _interval_texts(rates, _rate_text, most),
-        'pays below (s an image)': _interval_texts(rates, _worth_text, most, mask),
+        'as good as masks alone': texts(_masks_text, least, most),
+        'images that replace a mask': texts(_rate_text, most),
+        'pays below (s an image)': texts(_worth_text, most, mask),
         'price (s an image)': [round(image_seconds(k, objects, prices)) for k in rates.kind]})
 
 # %% ../nbs/28_planner.ipynb #e9d16d69
@@ -259,7 +266,7 @@ def predict(self:Response,
     half = 1.96*np.hypot(spread, misfit)
     return mixes.assign(score=mean, low=mean - half, high=mean + half)
 
-# %% ../nbs/28_planner.ipynb #e5b57419
+# %% ../nbs/28_planner.ipynb #495bbdab
 def _number_of_others(kind, masks, seconds, images, available, price):
     "As many as time, images and what is available allow beside each number of masks."
     if kind == 'none': return 0*masks
@@ -274,7 +281,7 @@ def _candidate_mixes(kinds, budget, available, least, objects, prices):
     most = min(images, available.get('mask', images))
     if mask: most = min(most, int(budget*60//mask))
     if most < least: raise ValueError(f"{budget:.0f} minutes and {images} images do not allow {least} masks of "
-                                      f"{mask/60:.1f} minutes each, the fewest in the pilot: raise the budget")
+                                      f"{mask/60:.1f} minutes each, which the pilot has: raise the budget")
     masks, parts = np.arange(least, most + 1), []
     for kind in ['none', *kinds]:
         price, left = image_seconds(kind, objects, prices), budget*60 - masks*mask
@@ -282,20 +289,24 @@ def _candidate_mixes(kinds, budget, available, least, objects, prices):
         parts.append(pd.DataFrame(dict(masks=masks, kind=kind, others=others)))
     return pd.concat(parts, ignore_index=True)
 
-# %% ../nbs/28_planner.ipynb #8bf542ff
+# %% ../nbs/28_planner.ipynb #3ad4d88c
 def plan_annotation(response:Response, # from `fit_response`
-                    budget:float, # minutes
+                    budget:float, # minutes, including those for masks that there are
                     available:Mapping[str, int], # 'images' in all, and if need be how many of a kind or masks at most
+                    drawn:int=0, # masks that there are already
                     objects:float=1., # in an image, on average
                     prices:Mapping[str, tuple[float, str]]=PRICES, # see `image_seconds`
                     misfit:float=.01 # see `Response.predict`
 ) -> pd.DataFrame: # masks, kind, others, minutes, score, low, high: the best mix of each kind, the best kind first
     "What to annotate with the minutes there are, and the score to expect."
-    mixes = _candidate_mixes(response.kinds, budget, available, response.least, objects, prices)
+    least = max(response.least, drawn)
+    mixes = _candidate_mixes(response.kinds, budget, available, least, objects, prices)
     mixes.insert(3, 'minutes', minutes(mixes, objects, prices))
     found = response.predict(mixes, misfit)
     best = found.loc[found.groupby('kind').score.idxmax()]
-    return best.sort_values('score', ascending=False, ignore_index=True)
+    best = best.assign(gain=best.score.round(4), kinds=best.kind != 'none') # where nothing is gained, masks alone
+    best = best.sort_values(['gain', 'kinds', 'others'], ascending=[False, True, True], ignore_index=True)
+    return best.drop(columns=['gain', 'kinds'])
 
 # %% ../nbs/28_planner.ipynb #383903b6
 def _spent(mixes, objects, prices):

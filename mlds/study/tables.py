@@ -236,7 +236,7 @@ def _save_picture(fig, stem):
     fig.savefig(f'{stem}.png', dpi=150)
     return [Path(f'{stem}.png'), Path(f'{stem}.svg')]
 
-# %% ../../nbs/35_tables.ipynb #d29d8909
+# %% ../../nbs/35_tables.ipynb #b97d4ccf
 ENOUGH = 5 # seeds from which on an interval is shown
 
 def _runs_by_seed(cells):
@@ -245,9 +245,9 @@ def _runs_by_seed(cells):
     return {cell: part.set_index('seed').run for cell, part in parts}
 
 def _estimates(lines, names):
-    "A table of estimates with their intervals; without one where there are too few seeds."
+    "A table of estimates with their intervals."
     table = pd.DataFrame(lines, columns=[*names, 'seeds', 'value', 'error', 'df'])
-    return add_interval(table.assign(error=table.error.where(table.seeds >= ENOUGH)))
+    return add_interval(table.astype(dict(seeds=int, value=float, error=float, df=float)))
 
 # %% ../../nbs/35_tables.ipynb #dcd5c228
 def cell_means(cells:pd.DataFrame, # of a plan: row, column, seed, run
@@ -347,7 +347,7 @@ def verdict_words(table:pd.DataFrame # from `judge`
     lines = [f'- **{v}**: {name_cells(part)}.' for v, part in parts.items() if len(part)]
     return '\n'.join(lines)
 
-# %% ../../nbs/35_tables.ipynb #afb7dafa
+# %% ../../nbs/35_tables.ipynb #c50eb301
 def _draw_forest(ax, table, rows, margin):
     "Differences and their intervals; arrows where they lie beyond the axis."
     start = axis_start(table.low.fillna(table.value).to_numpy())
@@ -364,18 +364,18 @@ def _draw_forest(ax, table, rows, margin):
 def _verdict_legend(fig, verdicts):
     shown = {v: colour for v, colour in VERDICTS.items() if v in set(verdicts)}
     dots = [plt.Line2D([], [], color=colour, marker='s', ls='', label=v) for v, colour in shown.items()]
-    fig.legend(handles=dots, loc='outside upper right', ncols=len(dots), frameon=False)
+    if dots: fig.legend(handles=dots, loc='outside upper right', ncols=len(dots), frameon=False)
 
-# %% ../../nbs/35_tables.ipynb #1bd2fe9b
+# %% ../../nbs/35_tables.ipynb #6ffecd7c
 def _panels(table, label):
     "A figure with a panel for each column, rows below each other; panels and rows."
-    rows, columns = table.row.unique().tolist(), table.column.unique().tolist()
+    rows, columns = table.row.unique().tolist(), table.column.unique().tolist() or ['']
     size = max(7.2, 2.4 + 1.9*len(columns)), .24*len(rows) + 1.5
     fig, axs = plt.subplots(1, len(columns), figsize=size, sharey=True, squeeze=False, layout='constrained')
     parts = [table[table.column == column] for column in columns]
     for ax, column in zip(axs[0], columns): ax.set_title(column)
     fig.supxlabel(label, fontsize='medium')
-    return fig, list(zip(axs[0], parts)), rows
+    return fig, [(ax, part) for ax, part in zip(axs[0], parts) if len(part)], rows
 
 def forest_figure(table:pd.DataFrame, # from `judge`
                   margin:float|None=None, # its band is drawn

@@ -29,16 +29,16 @@ def fill_numbers(text:str, # Markdown, with marks
         except Exception as e: raise ValueError(f"<!--= {mark} -->: {type(e).__name__}: {e}") from e
     return _MARK.sub(lambda m: f'<!--= {m[1]} -->{value(m[1])}<!--/-->', text)
 
-# %% ../../nbs/36_numbers.ipynb #c549a480
+# %% ../../nbs/36_numbers.ipynb #9f747cf3
 def number_functions(figures:str|Path='figures', # folder of the profiles' tables
-                     profile:str='quick' # whose tables are meant
-) -> dict: # cell, difference, number, seeds
+                     profile:str='quick' # whose tables are meant; that of another is named 'PROFILE/TABLE'
+) -> dict: # cell, difference, interval, number, seeds
     "The functions that marks may call."
     @cache
     def table(name):
-        file = Path(figures)/profile/f'{name}.csv'
-        if not file.exists():
-            raise FileNotFoundError(f"{file} does not exist: draw it with `make redraw PROFILE={profile}`")
+        file = Path(figures)/(name if '/' in name else f'{profile}/{name}')
+        if not (file := file.with_suffix('.csv')).exists():
+            raise FileNotFoundError(f"{file} does not exist: draw it with `make redraw PROFILE={file.parent.name}`")
         return pd.read_csv(file, dtype={'column': str})
     def chosen(name, where):
         rows = table(name)
@@ -47,7 +47,7 @@ def number_functions(figures:str|Path='figures', # folder of the profiles' table
         return rows
     return dict(table=table, chosen=chosen) | _picks(table, chosen)
 
-# %% ../../nbs/36_numbers.ipynb #1bf5f54e
+# %% ../../nbs/36_numbers.ipynb #c02cde4c
 def _picks(table, chosen):
     def cell(name, row, column='', **where):
         return cell_text(chosen(name, dict(row=row, column=column, **where)).value.to_numpy())
@@ -59,9 +59,12 @@ def _picks(table, chosen):
         rows = chosen(name, where)
         if len(rows) > 1: raise ValueError(f"{name} has {len(rows)} lines with {where}: name more columns")
         return f'{rows[value].item():.{digits}f}'
+    def interval(name, value, **where):
+        line = chosen(name, where).iloc[0]
+        return interval_text(line[value], line.low, line.high)
     def seeds(name, row, column=''):
         return ', '.join(f'{v:.2f}' for v in chosen(name, dict(row=row, column=column)).value)
-    return dict(cell=cell, difference=difference, number=number, seeds=seeds)
+    return dict(cell=cell, difference=difference, interval=interval, number=number, seeds=seeds)
 
 # %% ../../nbs/36_numbers.ipynb #9ffcef9d
 def _filled_cells(nb, names):

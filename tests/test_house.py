@@ -66,7 +66,8 @@ def test_every_import_is_required(folder):
     extras = project()['optional-dependencies']
     wanted = project()['dependencies'] + extras['reproduce'] + extras['dev']
     there, known = brought([Requirement(r).name for r in wanted]), packages_distributions()
-    foreign = set(imports(folder)) - set(sys.stdlib_module_names) - {'mlds', 'conftest'}
+    own = {'mlds', *(f.stem for f in (ROOT/'tests').glob('*.py'))}
+    foreign = set(imports(folder)) - set(sys.stdlib_module_names) - own
     assert not [m for m in foreign if not {d.lower().replace('_', '-') for d in known.get(m, [m])} & there]
 
 

@@ -6,10 +6,14 @@ import matplotlib, nbformat, papermill, pytest
 
 import mlds.learner
 from conftest import ROOT, call
+from mlds.annotations import KINDS
+from mlds.learner import BATCH_STATISTICS, TEACHERS
 from mlds.phantoms.oct import save_phantoms
+from mlds.pseudolabels import CONFIDENCE
 from mlds.study.parameters import check_parameters, notebook_file, schema
 from mlds.study.plan import HEADLINE, PAPERS, find_data, make_plan, read_profile
 from mlds.study.results import main
+from mlds.supervision import AUX_SUPERVISION
 
 EXPERIMENTS = [n for paper in PAPERS.values() for n in paper['notebooks']]
 DRAWINGS = [r for paper in PAPERS.values() for r in paper['results']]
@@ -94,6 +98,13 @@ def test_parameters_that_do_not_fit_together_or_the_data(start, tmp_path, case):
 def test_sound_parameters_reach_training(start):
     with pytest.raises(Began): start(masks=2, kind='boxes')
 
+@pytest.mark.parametrize('name, known', [
+    ('kind', ['none', *KINDS]), ('teacher', TEACHERS), ('aux_supervision', AUX_SUPERVISION), ('confidence', CONFIDENCE),
+    ('batch_statistics', BATCH_STATISTICS)])
+def test_choices_are_those_of_the_library(name, known):
+    choices = schema('train')[name].allowed.removeprefix('one of ').split(', ')
+    assert set(choices) | {'mask'} == {*known, 'mask'}, 'a mask is no weakening'
+
 def test_numbers_as_text():
     found = check_parameters(dict(size=' 64x96'.strip(), lr='1e-3', masks='12', bs=4., data=7), 'train')
     assert [found[k] for k in ('size', 'lr', 'masks', 'bs', 'data')] == ['64x96', .001, 12, 4, '7']
@@ -101,7 +112,7 @@ def test_numbers_as_text():
 def test_a_notebook_with_an_unknown_value(tmp_path):
     done = call('papermill', '--no-progress-bar', '-k', 'python3', notebook_file('train'), tmp_path/'out.ipynb',
                 '-p', 'teacher', 'mean', '-p', 'runs', tmp_path/'runs')
-    words = r"parameter 'teacher' .* is 'mean'; allowed: one of none, self-training, mean-teacher"
+    words = r"parameter 'teacher' .* is 'mean'; allowed: one of none, self-training, mean-teacher, "
     assert done.returncode and re.search(words, done.stderr)
     assert not (tmp_path/'runs').exists()
 

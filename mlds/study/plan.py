@@ -264,7 +264,7 @@ def _short(profile):
     budgets = profile['budgets']
     return dict(table1=_grid(_supervised(_ALONE), budgets), table2=_grid(ARMS, budgets) + _ALL_MASKS)
 
-# %% ../../nbs/32_plan.ipynb #6ebd4bae
+# %% ../../nbs/32_plan.ipynb #538097c5
 KNOWN = ['nothing', 'image labels', 'points', 'extreme points', 'scribbles',
          'loose boxes', 'tight boxes', 'jittered boxes']
 _PARTIAL = dict(teacher='none', aux_supervision='none', candidates=False, mil=0)
@@ -273,7 +273,10 @@ def _rival(kind, teacher): return dict(kind=kind, teacher=teacher, aux_supervisi
 
 RIVALS = {'boxes as masks': _rival('boxes as masks', 'none'),
           'partial cross-entropy, scribbles': dict(_PARTIAL, kind='scribbles'),
-          'partial cross-entropy, points': dict(_PARTIAL, kind='points')}
+          'partial cross-entropy, points': dict(_PARTIAL, kind='points'),
+          'mean-teacher consistency': _rival('unlabelled', 'consistency'),
+          'cross pseudo supervision': _rival('unlabelled', 'cross pseudo supervision'),
+          'FixMatch': _rival('unlabelled', 'fixmatch'), 'UniMatch': _rival('unlabelled', 'unimatch')}
 
 # %% ../../nbs/32_plan.ipynb #beba25c4
 ABLATIONS = {'default': {},

@@ -361,10 +361,11 @@ def _report(profile:str='quick', data:str='phantoms', runs:str='runs', figures:s
     written = [*sorted(folder.iterdir()), Path(runs)/'results'/name/'runs.csv']
     return '\n'.join([_headline(folder), '', 'Written:', *(f'  {f}' for f in written)])
 
-# %% ../../nbs/34_results.ipynb #743c22fe
+# %% ../../nbs/34_results.ipynb #4fdfc540
 def _keep(profile:str='quick', data:str='phantoms', runs:str='runs', results:str='results', force:str='') -> str:
     "Copy results to where they are committed."
-    name = _name(profile, data)
+    name, plan = _name(profile, data), make_plan('settings.ini', profile, data, runs)
+    if plan['partial'] == 'yes': export(plan)
     to = commit_results(Path(runs)/'results'/name, Path(results)/name, bool(force))
     return f'{len(read_results(to).runs)} runs are in {to}'
 

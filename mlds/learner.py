@@ -7,7 +7,7 @@ __all__ = ['TEACHERS', 'BATCH_STATISTICS', 'MeanAUROC', 'MixedLearner', 'make_le
            'probabilities', 'predict', 'predict_folder', 'Scores', 'evaluate', 'show_examples', 'mixed_precision',
            'device_name']
 
-# %% ../nbs/22_learner.ipynb #ed1a6607
+# %% ../nbs/22_learner.ipynb #a5e8cf2b
 import os, sys, time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from .batchnorm import SeparateStatistics
-from .catalogue import task_of
+from .catalogue import task_of, unlabelled_rows
 from .checkpoints import Checkpoint
 from .classsets import class_sets, ClassSets, to_labels, unpack
 from .dataloaders import CatalogueDataset, prepare_image
@@ -46,19 +46,21 @@ from .labels import MaskedBCE, apply_policy, positive_weights
 from .metrics import ForegroundDice, ForegroundIoU, auroc_table, known_classes, overlap_counts, score_table
 from .models import Classifier, ModelSpec, best_model, load_model, make_network
 from .pseudolabels import PseudoLabels, StrongAugment
+from .rivals import RIVALS, rival_callbacks
 from .show import colour_image, example_grid, grey_levels
 from .supervision import MixedLoss
 from .task import Task
 from .teacher import MeanTeacher
 from .transfer import Adapter, add_adapters, set_trainable, start_from, trained_groups
 
-# %% ../nbs/22_learner.ipynb #627f1fe1
-TEACHERS = ('none', 'self-training', 'mean-teacher')
+# %% ../nbs/22_learner.ipynb #66b9080c
+TEACHERS = ('none', 'self-training', 'mean-teacher', *RIVALS)
 
 def _taught(teacher, decay, **how):
-    "The callbacks that make pseudo-labels."
+    "The callbacks that learn from what is open."
     if teacher not in TEACHERS: raise ValueError(f"teacher={teacher!r} is unknown: choose one of {', '.join(TEACHERS)}")
     if teacher == 'none': return []
+    if teacher in RIVALS: return rival_callbacks(teacher, augment=False, decay=decay)
     if teacher == 'self-training': return [PseudoLabels('self', **how)]
     return [MeanTeacher(decay), PseudoLabels('teacher', **how)]
 
@@ -394,21 +396,6 @@ def predict(model:nn.Module|Learner|str|Path|Sequence, # a network, a learner, a
     task = models[0].spec.task
     return probs.numpy() if probabilities and task.unit == 'pixel' else _decided(probs, task)
 
-# %% ../nbs/22_learner.ipynb #5ee002c5
-_IMAGES = '.png .jpg .jpeg .tif .tiff .bmp .gif .webp'.split()
-
-def _image_files(images):
-    "Images by id."
-    if isinstance(images, pd.DataFrame): return dict(zip(images.id, images.image))
-    if isinstance(images, (str, Path)):
-        files = sorted(p for p in Path(images).iterdir() if p.suffix.lower() in _IMAGES)
-        if not files: raise FileNotFoundError(f"{images} holds no images ({', '.join(_IMAGES)})")
-    else: files = [Path(p) for p in images]
-    ids = [p.stem for p in files]
-    twice = [i for i in ids if ids.count(i) > 1]
-    if twice: raise ValueError(f"two images are called {twice[0]}: rename one, as predictions are named by them")
-    return dict(zip(ids, files))
-
 # %% ../nbs/22_learner.ipynb #afcc3193
 def _pixels_by_class(mask, task):
     bits = mask if task.overlapping else 1 << mask.astype(np.int64)
@@ -420,7 +407,7 @@ def _write_prediction(name, decided, task, to):
     file = write_mask(decided, to/f'{name}.png', task.overlapping)
     return dict(id=name, file=str(file), **_pixels_by_class(decided, task))
 
-# %% ../nbs/22_learner.ipynb #7d98bb4e
+# %% ../nbs/22_learner.ipynb #14394e40
 def predict_folder(model:nn.Module|Learner|str|Path|Sequence, # as for `predict`
                    images:str|Path|Sequence|pd.DataFrame, # folder, files, or rows of a catalogue
                    to:str|Path, # folder for label images and predictions.csv
@@ -428,10 +415,11 @@ def predict_folder(model:nn.Module|Learner|str|Path|Sequence, # as for `predict`
                    bar:bool|None=None # see `progress`
 ) -> pd.DataFrame: # id, file and pixels of each class; id and probability of each observation
     "Segment or classify many images, and write the results down."
-    models, images, to = _all_models(model), _image_files(images), Path(to)
+    models, to, rows = _all_models(model), Path(to), []
+    task = models[0].spec.task
+    images = unlabelled_rows(images, task)
     to.mkdir(parents=True, exist_ok=True)
-    task, rows = models[0].spec.task, []
-    for name, image in progress(images.items(), 'predict', len(images), bar):
+    for name, image in progress(zip(images.id, images.image), 'predict', len(images), bar):
         rows.append(_write_prediction(name, _decided(_mean_probs(models, image, flip), task), task, to))
     table = pd.DataFrame(rows)
     table.to_csv(to/'predictions.csv', index=False)

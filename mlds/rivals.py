@@ -223,16 +223,18 @@ def state_dict(self:CrossPseudoSupervision) -> dict: return self.second.state_di
 @patch
 def load_state_dict(self:CrossPseudoSupervision, state:dict): self.second.load_state_dict(state)
 
-# %% ../nbs/17_rivals.ipynb #55a44951
+# %% ../nbs/17_rivals.ipynb #c62bc03d
 _KINDS = {'consistency': Consistency, 'cross pseudo supervision': CrossPseudoSupervision, 'fixmatch': FixMatch,
           'unimatch': UniMatch}
 RIVALS = tuple(_KINDS)
 
 def rival_callbacks(name:str, # one of `RIVALS`
+                    augment:bool=True, # perturb what the paper perturbs; False where the learner does so itself
                     decay:float=.99, # of the moving average, for consistency; see `MeanTeacher`
                     **options # of the rival's callback
 ) -> list[Callback]: # for `Learner(..., cbs=)`
     "The callbacks of a published method."
     if name not in RIVALS: raise ValueError(f"rival {name!r} is unknown: choose one of {', '.join(RIVALS)}")
     rival = _KINDS[name](**options)
-    return [MeanTeacher(decay), rival, StrongAugment()] if name == 'consistency' else [rival]
+    if name != 'consistency': return [rival]
+    return [MeanTeacher(decay), rival, *([StrongAugment()] if augment else [])]

@@ -227,7 +227,7 @@ def before_batch(self:PseudoLabels):
     sets[chosen] = prune_candidates(sets[chosen], probs, self.rule(probs), self.dls.task.overlapping)
     self.learn.yb = (sets,)
 
-# %% ../nbs/15_pseudolabels.ipynb #a5d84b65
+# %% ../nbs/15_pseudolabels.ipynb #6aad50dc
 class StrongAugment(Callback):
     "Change contrast, brightness and noise of the student's training images."
     order, run_valid = 21, False
@@ -236,8 +236,11 @@ class StrongAugment(Callback):
                  brightness:float=.25, # largest shift; in standard deviations where images are normalised one by one
                  noise:float=.2 # largest standard deviation of added noise, in the same unit
     ): self.contrast, self.brightness, self.noise = contrast, brightness, noise
-    def before_batch(self):
-        x = self.x
+    def before_batch(self): self.learn.xb = (self.perturb(self.x),)
+    def perturb(self,
+                x:Tensor # images (B, channels, H, W)
+    ) -> Tensor: # changed images, each in its own way
+        "Another view of images."
         gain, shift, noise = torch.rand(3, len(x), 1, 1, 1, device=x.device)*2 - 1
         changed = x*(1 + self.contrast*gain) + self.brightness*shift
-        self.learn.xb = (changed + self.noise*noise.abs()*torch.randn_like(x),)
+        return changed + self.noise*noise.abs()*torch.randn_like(x)

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['RIVALS', 'Consistency', 'FixMatch', 'UniMatch', 'CrossPseudoSupervision', 'rival_callbacks']
 
-# %% ../nbs/17_rivals.ipynb #d0531b84
+# %% ../nbs/17_rivals.ipynb #5caadaa7
 import math
 from copy import copy, deepcopy
 from functools import partial
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,7 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from .batchnorm import _running_statistics_kept
+from .batchnorm import running_statistics_kept
 from .classsets import ClassSets
 from .pseudolabels import StrongAugment
 from .supervision import decided_share
@@ -38,14 +37,14 @@ class _Rival(Callback):
         self.learn.loss_grad = self.loss_grad + self.term(is_open)
         self.learn.loss = self.loss_grad.clone()
 
-# %% ../nbs/17_rivals.ipynb #be732e9f
+# %% ../nbs/17_rivals.ipynb #5609fa97
 def _check_task(task):
     if task.overlapping:
         raise ValueError("rivals need one class at a pixel: for overlapping classes choose mean-teacher or none")
 
 def _logits(net, x):
     "Logits of a network in training mode, float (B, C, H, W)."
-    with _running_statistics_kept(net): return net(x)[0].float()
+    with running_statistics_kept(net): return net(x)[0].float()
 
 # %% ../nbs/17_rivals.ipynb #2d0a6553
 @patch
@@ -63,14 +62,7 @@ def _sigmoid_ramp(progress, ramp):
 @patch
 def _scale(self:_Rival): return self.weight * _sigmoid_ramp(self.pct_train, self.ramp)
 
-# %% ../nbs/17_rivals.ipynb #33ad8c49
-def _strong_view(augment, x):
-    "Images as the callback `augment` changes them."
-    augment.learn = SimpleNamespace(x=x)
-    augment.before_batch()
-    return augment.learn.xb[0]
-
-# %% ../nbs/17_rivals.ipynb #ff911998
+# %% ../nbs/17_rivals.ipynb #279a746d
 class Consistency(_Rival):
     "Student and mean teacher give the same probabilities to the images of which little is known."
     def __init__(self,
@@ -81,7 +73,7 @@ class Consistency(_Rival):
 
     def term(self, is_open):
         x = self.weak[is_open]
-        views = [_strong_view(self.strong, x) for _ in range(2)]
+        views = [self.strong.perturb(x) for _ in range(2)]
         with torch.no_grad(): target = _logits(self.teacher.train(), views[0]).softmax(1)
         self.teacher.eval()
         return self._scale() * F.mse_loss(_logits(self.model, views[1]).softmax(1), target)
@@ -140,13 +132,13 @@ class FixMatch(_Rival):
         strong, labels = self._view(x, self._labels(x))
         return self._scale() * _pseudo_loss(_logits(self.model, strong), labels)
 
-# %% ../nbs/17_rivals.ipynb #966308e6
+# %% ../nbs/17_rivals.ipynb #5d9f6044
 @patch
 @torch.no_grad()
 def _labels(self:FixMatch, x): return _pseudo_labels(_logits(self.model, x), self.threshold)
 
 @patch
-def _view(self:FixMatch, x, labels): return _cut_mix(_strong_view(self.strong, x), labels, self.cutmix)
+def _view(self:FixMatch, x, labels): return _cut_mix(self.strong.perturb(x), labels, self.cutmix)
 
 # %% ../nbs/17_rivals.ipynb #7a53f34b
 class UniMatch(FixMatch):

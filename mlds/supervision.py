@@ -224,25 +224,24 @@ def _over_decided(losses, shares):
     "Sum of the images' losses by the sum of their decided shares."
     return losses.sum() / shares.sum().clamp(min=.5)
 
-# %% ../nbs/13_supervision.ipynb #e59cd367
+# %% ../nbs/13_supervision.ipynb #47e6ca11
 @patch
-def _mask_part(self:MixedLoss, logits, sets):
-    shares = decided_share(sets, self.task)
+def _mask_part(self:MixedLoss, logits, sets, shares):
     if self.task.overlapping: return _over_decided(mlds_loss(logits, sets), shares)
     if (sets.certain & sets.certain-1).any():
         raise ValueError("a pixel has several classes at once: overlapping masks need a task with overlapping=True")
     return _over_decided(candidate_nll(logits, sets.possible).mean((1, 2)), shares)
 
-# %% ../nbs/13_supervision.ipynb #920e87fd
+# %% ../nbs/13_supervision.ipynb #5ffb82e1
 @patch
-def _aux_part(self:MixedLoss, aux_logits, sets, levels):
+def _aux_part(self:MixedLoss, aux_logits, sets, levels, shares):
     if self.aux_supervision == 'none': return aux_logits[0].new_zeros(())
     losses = {'nearest': nearest_loss, 'upsample': upsample_loss}
     loss = losses.get(self.aux_supervision, partial(mlds_loss, activation=self.aux_supervision[5:]))
     told = levels or [sets]*len(aux_logits)
     terms = [loss(z, known) for z, known in zip(aux_logits, told)]
     by_image = torch.stack(terms).sum(0)
-    return by_image.sum() if self.reduction == 'sum' else _over_decided(by_image, decided_share(sets, self.task))
+    return by_image.sum() if self.reduction == 'sum' else _over_decided(by_image, shares)
 
 # %% ../nbs/13_supervision.ipynb #91f0590f
 @patch
@@ -282,7 +281,7 @@ def _known_alone(sets):
     certain = torch.where(sets.known, sets.certain, 0)
     return class_sets(certain, torch.where(sets.known, sets.possible, EVERYTHING))
 
-# %% ../nbs/13_supervision.ipynb #f5785e8f
+# %% ../nbs/13_supervision.ipynb #7473cc63
 @patch
 def __call__(self:MixedLoss,
              pred:tuple, # a `Prediction`: full-scale logits (B, C, H, W), auxiliary logits
@@ -293,8 +292,9 @@ def __call__(self:MixedLoss,
     if (sets.possible == 0).any():
         raise ValueError("a pixel has no class: bit 0 of a class set stands for the background")
     if not self.candidates: sets = _known_alone(sets)
-    levels = self._levels(pred[1], sets)
-    self.parts = dict(mask=self._mask_part(pred[0], sets), aux=self._aux_part(pred[1], sets, levels))
+    levels, shares = self._levels(pred[1], sets), decided_share(sets, self.task)
+    aux = self._aux_part(pred[1], sets, levels, shares)
+    self.parts = dict(mask=self._mask_part(pred[0], sets, shares), aux=aux)
     if self.weights['dice']: self.parts['dice'] = soft_dice_loss(pred[0], sets, self.task.overlapping)
     if self.weights['mil'] or self.weights['tight']: self.parts |= self._region_parts(pred, sets, levels)
     return sum(self.weights[k]*v for k, v in self.parts.items())

@@ -53,25 +53,25 @@ from .task import Task
 from .teacher import MeanTeacher
 from .transfer import Adapter, add_adapters, set_trainable, start_from, trained_groups
 
-# %% ../nbs/22_learner.ipynb #66b9080c
+# %% ../nbs/22_learner.ipynb #be505ecc
 TEACHERS = ('none', 'self-training', 'mean-teacher', *RIVALS)
 
 def _taught(teacher, decay, **how):
     "The callbacks that learn from what is open."
     if teacher not in TEACHERS: raise ValueError(f"teacher={teacher!r} is unknown: choose one of {', '.join(TEACHERS)}")
     if teacher == 'none': return []
-    if teacher in RIVALS: return rival_callbacks(teacher, augment=False, decay=decay)
+    if teacher in RIVALS: return rival_callbacks(teacher, decay=decay)
     if teacher == 'self-training': return [PseudoLabels('self', **how)]
     return [MeanTeacher(decay), PseudoLabels('teacher', **how)]
 
 BATCH_STATISTICS = ('separate', 'together')
 
-def _teaching(teacher='mean-teacher', decay=.99, augment=True, batch_statistics='separate', **how):
+def _teaching(teacher='mean-teacher', decay=.99, augment=True, cutmix=.5, batch_statistics='separate', **how):
     "The callbacks that make pseudo-labels, perturb the student's images and divide its batches."
     if batch_statistics not in BATCH_STATISTICS:
         raise ValueError(f"batch_statistics={batch_statistics!r}: choose one of {', '.join(BATCH_STATISTICS)}")
     apart = [SeparateStatistics()] if batch_statistics == 'separate' else []
-    return [*_taught(teacher, decay, **how), *([StrongAugment()] if augment else []), *apart]
+    return [*_taught(teacher, decay, **how), *([StrongAugment(cutmix=cutmix)] if augment else []), *apart]
 
 # %% ../nbs/22_learner.ipynb #4cb98505
 _fused_adamw = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True, foreach=False)
@@ -205,7 +205,7 @@ def _loss_and_callbacks(dls, teacher, aux_supervision, loss, teaching):
     weights = positive_weights(dls.train.dataset.labels, dls.task.classes, **(loss or {}))
     return MaskedBCE(weights), []
 
-# %% ../nbs/22_learner.ipynb #9da6594a
+# %% ../nbs/22_learner.ipynb #1040e225
 def make_learner(dls:DataLoaders, # from `make_dataloaders`
                  model:nn.Module|None=None, # the network; built by `make_network` if not given
                  teacher:str='mean-teacher', # one of `TEACHERS`; image labels have none
@@ -214,8 +214,9 @@ def make_learner(dls:DataLoaders, # from `make_dataloaders`
                  tune:str|None=None, # what is trained, one of `TUNE`; as the network is if not given: all of a new one
                  network:dict|None=None, # arguments of `make_network`
                  loss:dict|None=None, # further arguments of `MixedLoss`, or of `positive_weights`
-                 teaching:dict|None=None, # decay; threshold, start, ramp, confidence of `PseudoLabels`; augment=False:
-                                          # images are not perturbed; batch_statistics='together': batches stay whole
+                 teaching:dict|None=None, # decay; threshold, start, ramp, confidence of `PseudoLabels`; cutmix of
+                                          # `StrongAugment`; augment=False: images are not perturbed;
+                                          # batch_statistics='together': batches stay whole
                  **kwargs # of fastai's `Learner`
 ) -> MixedLearner: # ready for `fit`
     "A fastai Learner for what the dataloaders hold."

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['CONFIDENCE', 'prune_candidates', 'Calibrated', 'FlexMatch', 'FreeMatch', 'Fixed', 'ramp_up', 'PseudoLabels',
-           'StrongAugment']
+           'random_boxes', 'cut_mix', 'StrongAugment']
 
-# %% ../nbs/15_pseudolabels.ipynb #13c999c2
+# %% ../nbs/15_pseudolabels.ipynb #def09732
 import random
 
 import torch
 from fastai.callback.core import Callback
 from fastcore.basics import patch
 from torch import Tensor
-from .classsets import ClassSets, EVERYTHING, MAX_CLASSES, or_pool, pack, region_classes, to_labels, unpack
+from .classsets import ClassSets, EVERYTHING, MAX_CLASSES, TIGHT, or_pool, pack, region_classes, to_labels, unpack
+from .supervision import decided_share
 
 # %% ../nbs/15_pseudolabels.ipynb #abdbc751
 def _mass_above(probs, allowed):
@@ -209,7 +210,7 @@ def _chosen(self:PseudoLabels, sets):
     share = ramp_up(self.pct_train, self.start, self.ramp)
     return [i for i, open_ in enumerate(_is_open(sets).tolist()) if open_ and random.random() < share]
 
-# %% ../nbs/15_pseudolabels.ipynb #7fd6b5cb
+# %% ../nbs/15_pseudolabels.ipynb #a114871d
 @patch
 def _follow(self:PseudoLabels, sets):
     "Let an adaptive rule see the batch; returns the probabilities, None where nothing was predicted."
@@ -220,23 +221,63 @@ def _follow(self:PseudoLabels, sets):
 
 @patch
 def before_batch(self:PseudoLabels):
-    sets = ClassSets(self.y).clone()
+    self.given = ClassSets(self.y)
+    sets = self.given.clone()
     chosen, probs = self._chosen(sets), self._follow(sets)
     if not chosen: return
     probs = self.predict(self.x[chosen]) if probs is None else probs[chosen]
     sets[chosen] = prune_candidates(sets[chosen], probs, self.rule(probs), self.dls.task.overlapping)
     self.learn.yb = (sets,)
 
-# %% ../nbs/15_pseudolabels.ipynb #6aad50dc
+# %% ../nbs/15_pseudolabels.ipynb #48f03819
+def _intervals(lengths, n):
+    "A random interval of each length among n pixels, bool (B, n)."
+    first, pixels = torch.rand(len(lengths))*(n - lengths), torch.arange(n)
+    return (pixels >= first[:, None]) & (pixels < (first + lengths)[:, None])
+
+def random_boxes(n:int, # number of images
+                 size:tuple[int,int], # rows, columns
+                 p:float # probability that an image gets a box, 0..1
+) -> Tensor: # bool (n, H, W), true inside
+    "At most one box in each image."
+    area, ratio = torch.empty(n).uniform_(.02, .4)*(torch.rand(n) < p), torch.empty(n).uniform_(.3, 1/.3)
+    shares = (area*ratio).sqrt(), (area/ratio).sqrt()
+    rows, columns = (_intervals(s.clamp(max=1)*m, m) for s, m in zip(shares, size))
+    return rows[:, :, None] & columns[:, None]
+
+# %% ../nbs/15_pseudolabels.ipynb #dd897405
+def _without_cut(sets, box):
+    "Class sets without the regions that reach into the box."
+    cut = or_pool(torch.where(box, sets.regions, 0), (1, 1)) & ~TIGHT
+    return torch.stack([sets.certain, sets.possible, sets.regions & ~cut], 1)
+
+def cut_mix(x:Tensor, # images (B, channels, H, W)
+            sets:ClassSets, # int64 (B, 3, H, W)
+            partners:Tensor, # number of the image that each one's box comes from, int64 (B,)
+            box:Tensor # bool (B, H, W), see `random_boxes`
+) -> tuple[Tensor, ClassSets]: # images and class sets, as given
+    "Images and class sets with boxes of others."
+    brought = sets[partners].clone()
+    brought[:, 2] = 0
+    mixed = torch.where(box[:, None], brought, _without_cut(sets, box))
+    return torch.where(box[:, None], x[partners], x), ClassSets(mixed)
+
+# %% ../nbs/15_pseudolabels.ipynb #eae3728a
+def _partners(is_open):
+    "For each image one of the same sort, drawn at random, int64 (B,)."
+    first, second = ((is_open + torch.rand(is_open.shape, device=is_open.device)).argsort() for _ in range(2))
+    return torch.empty_like(first).scatter(0, first, second)
+
+# %% ../nbs/15_pseudolabels.ipynb #b7b3e5ce
 class StrongAugment(Callback):
-    "Change contrast, brightness and noise of the student's training images."
+    "Change grey values of the student's open images, and give its images boxes of one another."
     order, run_valid = 21, False
     def __init__(self,
                  contrast:float=.25, # largest relative change
                  brightness:float=.25, # largest shift; in standard deviations where images are normalised one by one
-                 noise:float=.2 # largest standard deviation of added noise, in the same unit
-    ): self.contrast, self.brightness, self.noise = contrast, brightness, noise
-    def before_batch(self): self.learn.xb = (self.perturb(self.x),)
+                 noise:float=.2, # largest standard deviation of added noise, in the same unit
+                 cutmix:float=.5 # probability of a box from another image, 0..1
+    ): self.contrast, self.brightness, self.noise, self.cutmix = contrast, brightness, noise, cutmix
     def perturb(self,
                 x:Tensor # images (B, channels, H, W)
     ) -> Tensor: # changed images, each in its own way
@@ -244,3 +285,17 @@ class StrongAugment(Callback):
         gain, shift, noise = torch.rand(3, len(x), 1, 1, 1, device=x.device)*2 - 1
         changed = x*(1 + self.contrast*gain) + self.brightness*shift
         return changed + self.noise*noise.abs()*torch.randn_like(x)
+
+# %% ../nbs/15_pseudolabels.ipynb #e45ddbe1
+@patch
+def _is_open(self:StrongAugment):
+    given = self.pseudo_labels.given if hasattr(self, 'pseudo_labels') else ClassSets(self.y)
+    return decided_share(given, self.dls.task) < .5
+
+@patch
+def before_batch(self:StrongAugment):
+    is_open = self._is_open()
+    x = torch.where(is_open[:, None, None, None], self.perturb(self.x), self.x)
+    box = random_boxes(len(x), x.shape[-2:], self.cutmix).to(x.device)
+    x, sets = cut_mix(x, ClassSets(self.y), _partners(is_open), box)
+    self.learn.xb, self.learn.yb = (x,), (sets,)

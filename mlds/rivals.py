@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RIVALS', 'Consistency', 'FixMatch', 'UniMatch', 'CrossPseudoSupervision', 'rival_callbacks']
 
-# %% ../nbs/17_rivals.ipynb #5caadaa7
+# %% ../nbs/17_rivals.ipynb #1b1bf499
 import math
 from copy import copy, deepcopy
 from functools import partial
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from .batchnorm import running_statistics_kept
 from .classsets import ClassSets
-from .pseudolabels import StrongAugment
+from .pseudolabels import StrongAugment, random_boxes
 from .supervision import decided_share
 from .teacher import MeanTeacher
 
@@ -96,22 +96,10 @@ def _pseudo_loss(logits, labels):
     "Cross-entropy with pseudo-labels, averaged over all pixels."
     return F.cross_entropy(logits, labels, ignore_index=_NO_LABEL, reduction='sum') / labels.numel()
 
-# %% ../nbs/17_rivals.ipynb #e6cf9df6
-def _intervals(lengths, n):
-    "A random interval of each length among n pixels, bool (B, n)."
-    first, pixels = torch.rand(len(lengths))*(n - lengths), torch.arange(n)
-    return (pixels >= first[:, None]) & (pixels < (first + lengths)[:, None])
-
-def _random_boxes(n, size, p):
-    "A box in each of n images with probability p, bool (n, H, W)."
-    area, ratio = torch.empty(n).uniform_(.02, .4)*(torch.rand(n) < p), torch.empty(n).uniform_(.3, 1/.3)
-    shares = (area*ratio).sqrt(), (area/ratio).sqrt()
-    rows, columns = (_intervals(s.clamp(max=1)*m, m) for s, m in zip(shares, size))
-    return rows[:, :, None] & columns[:, None]
-
+# %% ../nbs/17_rivals.ipynb #85feee74
 def _cut_mix(x, labels, p):
     "Images and labels with a box of their neighbours."
-    box = _random_boxes(len(x), x.shape[-2:], p).to(x.device)
+    box = random_boxes(len(x), x.shape[-2:], p).to(x.device)
     return torch.where(box[:, None], x.roll(1, 0), x), torch.where(box, labels.roll(1, 0), labels)
 
 # %% ../nbs/17_rivals.ipynb #6f68aae0
@@ -215,18 +203,16 @@ def state_dict(self:CrossPseudoSupervision) -> dict: return self.second.state_di
 @patch
 def load_state_dict(self:CrossPseudoSupervision, state:dict): self.second.load_state_dict(state)
 
-# %% ../nbs/17_rivals.ipynb #c62bc03d
+# %% ../nbs/17_rivals.ipynb #d1645476
 _KINDS = {'consistency': Consistency, 'cross pseudo supervision': CrossPseudoSupervision, 'fixmatch': FixMatch,
           'unimatch': UniMatch}
 RIVALS = tuple(_KINDS)
 
 def rival_callbacks(name:str, # one of `RIVALS`
-                    augment:bool=True, # perturb what the paper perturbs; False where the learner does so itself
                     decay:float=.99, # of the moving average, for consistency; see `MeanTeacher`
                     **options # of the rival's callback
 ) -> list[Callback]: # for `Learner(..., cbs=)`
     "The callbacks of a published method."
     if name not in RIVALS: raise ValueError(f"rival {name!r} is unknown: choose one of {', '.join(RIVALS)}")
     rival = _KINDS[name](**options)
-    if name != 'consistency': return [rival]
-    return [MeanTeacher(decay), rival, *([StrongAugment()] if augment else [])]
+    return [MeanTeacher(decay), rival] if name == 'consistency' else [rival]

@@ -24,7 +24,7 @@ def learner(few, name, cbs):
     dls = make_dataloaders(few, bs=4, iterations=4, seed=0)
     learn = make_learner(dls, network=dict(width=4, depth=3, head_width=8), teacher=name, cbs=cbs)
     there = {type(cb) for cb in learn.cbs}
-    assert all(type(cb) in there for cb in rival_callbacks(name, augment=False))
+    assert all(type(cb) in there for cb in rival_callbacks(name))
     return learn
 
 

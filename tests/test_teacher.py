@@ -15,11 +15,13 @@ from fastai.torch_core import set_seed
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from mlds.annotations import Mask, weaken
 from mlds.checkpoints import Checkpoint
-from mlds.classsets import ClassSets, class_sets
+from mlds.classsets import MAX_CLASSES, ClassSets, class_sets
 from mlds.learner import best_model
 from mlds import pseudolabels
-from mlds.pseudolabels import PseudoLabels, StrongAugment, prune_candidates, ramp_up
+from mlds.phantoms.oct import OCT_CLASSES, oct_phantoms
+from mlds.pseudolabels import PseudoLabels, StrongAugment, cut_mix, prune_candidates, ramp_up, random_boxes
 from mlds.supervision import MixedLoss
 from mlds.task import Task
 from mlds.teacher import MeanTeacher
@@ -284,7 +286,7 @@ def test_who_labels_and_what_it_sees(source):
             with torch.no_grad(): p = net.eval()(self.x)[0].softmax(1)
             if source == 'self': net.train()
             self.said.append(1 << (p * torch.tensor([1., 1, 0])[:, None, None]).argmax(1))
-    learn, watch = labelled(source, start=0., cbs=[Answer(), StrongAugment()])
+    learn, watch = labelled(source, start=0., cbs=[Answer(), StrongAugment(cutmix=0)])
     for said, after, (_, x, _), image in zip(learn.answer.said, watch.after, watch.before, watch.images, strict=True):
         assert torch.equal(after.certain[2:], said[2:]) and len(said[2:].unique()) == 2 and not torch.equal(x, image)
 
@@ -329,18 +331,10 @@ def test_a_diverged_teacher_is_refused(overlapping, bad):
         prune_candidates(open_, torch.tensor([.5, bad]).view(1, 2, 1, 1), overlapping=overlapping)
 
 
-class Recorder:
-    "As much of a learner as `StrongAugment` needs."
-    def __init__(self, x): self.xb = (x,)
-    @property
-    def x(self): return self.xb[0]
-
 def augmented(x, seed=0, **strengths):
     augment = StrongAugment(**(dict(contrast=0., brightness=0., noise=0.) | strengths))
-    augment.learn = Recorder(x)
     torch.manual_seed(seed)
-    augment.before_batch()
-    return augment.learn.x
+    return augment.perturb(x)
 
 def drawn(n, seed=0):
     "Contrast, brightness and noise of each image, in -1..1, as the callback draws them first."
@@ -366,7 +360,7 @@ def test_augmentation_of_channels_is_that_of_the_image():
 
 def test_default_strengths():
     augment = StrongAugment()
-    assert (augment.contrast, augment.brightness, augment.noise) == (.25, .25, .2)
+    assert (augment.contrast, augment.brightness, augment.noise, augment.cutmix) == (.25, .25, .2, .5)
 
 
 def test_overlapping_tasks_have_sigmoids():
@@ -385,3 +379,43 @@ def test_candidates_are_kept_until_their_shares_reach_the_threshold(threshold, p
     open_ = class_sets(torch.zeros(1, 1, 1).long(), torch.full((1, 1, 1), 0b111))
     out = prune_candidates(open_, torch.tensor([.5, .25, .25]).view(1, 3, 1, 1), threshold)
     assert out.possible.item() == possible and out.certain.item() == (possible if possible == 1 else 0)
+
+
+def annotated_truth(n, kind, size=32):
+    "Label images and what an annotation of a kind says of them."
+    masks = [m for m in oct_phantoms(volumes=n, scans=1, size=size, seed=3)['mask']]
+    sets = torch.stack([weaken(Mask(m), kind, len(OCT_CLASSES)).class_sets((size, size), len(OCT_CLASSES))
+                        for m in masks])
+    return torch.stack([torch.as_tensor(m).long() for m in masks]), ClassSets(sets)
+
+@pytest.mark.parametrize('kind', ['image labels', 'boxes', 'tight boxes', 'loose boxes', 'points', 'scribbles',
+                                  'extreme points', 'unlabelled'])
+def test_mixed_images_are_annotated_truthfully(kind):
+    "Truth mixed in the same way holds what is certain, is possible, and has its class in every region that is left."
+    truth, sets = annotated_truth(12, kind)
+    torch.manual_seed(0)
+    partners, box = torch.randperm(12), random_boxes(12, (32, 32), .8)
+    images, mixed = cut_mix(truth[:, None].float(), sets, partners, box)
+    truth = images[:, 0].long()
+    assert (mixed.certain & ~(1 << truth) == 0).all() and (mixed.possible >> truth & 1).all()
+    n, present = len(OCT_CLASSES), 0
+    for regions, labels in zip(mixed.regions, truth):
+        for k in range(n * (MAX_CLASSES//n)):
+            inside = (regions >> k & 1).bool()
+            assert not inside.any() or (labels[inside] == k % n).any()
+            present += inside.any().item()
+    kept = box.flatten(1).any(1)
+    assert torch.equal(mixed[~kept], sets[~kept]) and bool(present) == (sets.regions != 0).any().item()
+
+def test_annotated_images_keep_their_grey_values():
+    "Before pseudo-labels come and after: what was open is perturbed, and boxes come from images of the same sort."
+    learn, watch = labelled('teacher', start=.5, cbs=[StrongAugment(cutmix=0)])
+    for (_, x, _), image in zip(watch.before, watch.images, strict=True):
+        assert torch.equal(x[:2], image[:2]) and not (x[2:] == image[2:]).flatten(1).all(1).any()
+
+def test_boxes_come_from_images_of_the_same_sort():
+    learn, watch = labelled('teacher', start=.5, cbs=[StrongAugment(0, 0, 0, cutmix=1)])
+    for sort in (slice(0, 2), slice(2, 4)):
+        pairs = [(x[sort], image[sort]) for (_, x, _), image in zip(watch.before, watch.images, strict=True)]
+        mixed = [(x != image).any().item() for x, image in pairs]
+        assert any(mixed) and all(torch.isin(image, x).all() for x, image in pairs)

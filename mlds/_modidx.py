@@ -745,8 +745,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mlds.pseudolabels.StrongAugment': ('pseudolabels.html#strongaugment', 'mlds/pseudolabels.py'),
                                    'mlds.pseudolabels.StrongAugment.__init__': ( 'pseudolabels.html#strongaugment.__init__',
                                                                                  'mlds/pseudolabels.py'),
-                                   'mlds.pseudolabels.StrongAugment._is_open': ( 'pseudolabels.html#strongaugment._is_open',
-                                                                                 'mlds/pseudolabels.py'),
                                    'mlds.pseudolabels.StrongAugment.before_batch': ( 'pseudolabels.html#strongaugment.before_batch',
                                                                                      'mlds/pseudolabels.py'),
                                    'mlds.pseudolabels.StrongAugment.perturb': ( 'pseudolabels.html#strongaugment.perturb',

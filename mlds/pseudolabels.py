@@ -6,7 +6,7 @@
 __all__ = ['CONFIDENCE', 'prune_candidates', 'Calibrated', 'FlexMatch', 'FreeMatch', 'Fixed', 'ramp_up', 'PseudoLabels',
            'random_boxes', 'cut_mix', 'StrongAugment']
 
-# %% ../nbs/15_pseudolabels.ipynb #def09732
+# %% ../nbs/15_pseudolabels.ipynb #239064c3
 import random
 
 import torch
@@ -14,7 +14,6 @@ from fastai.callback.core import Callback
 from fastcore.basics import patch
 from torch import Tensor
 from .classsets import ClassSets, EVERYTHING, MAX_CLASSES, TIGHT, or_pool, pack, region_classes, to_labels, unpack
-from .supervision import decided_share
 
 # %% ../nbs/15_pseudolabels.ipynb #abdbc751
 def _mass_above(probs, allowed):
@@ -286,15 +285,10 @@ class StrongAugment(Callback):
         changed = x*(1 + self.contrast*gain) + self.brightness*shift
         return changed + self.noise*noise.abs()*torch.randn_like(x)
 
-# %% ../nbs/15_pseudolabels.ipynb #e45ddbe1
-@patch
-def _is_open(self:StrongAugment):
-    given = self.pseudo_labels.given if hasattr(self, 'pseudo_labels') else ClassSets(self.y)
-    return decided_share(given, self.dls.task) < .5
-
+# %% ../nbs/15_pseudolabels.ipynb #079e8006
 @patch
 def before_batch(self:StrongAugment):
-    is_open = self._is_open()
+    is_open = _is_open(self.pseudo_labels.given if hasattr(self, 'pseudo_labels') else ClassSets(self.y))
     x = torch.where(is_open[:, None, None, None], self.perturb(self.x), self.x)
     box = random_boxes(len(x), x.shape[-2:], self.cutmix).to(x.device)
     x, sets = cut_mix(x, ClassSets(self.y), _partners(is_open), box)

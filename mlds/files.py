@@ -7,7 +7,7 @@ __all__ = ['IMAGE_SUFFIXES', 'read_image', 'image_size', 'image_slices', 'image_
            'resize_image', 'read_mask', 'atomic_file', 'read_json', 'write_mask', 'to_json', 'exact_number',
            'content_key', 'folder_manifest', 'write_once', 'lock', 'unlock']
 
-# %% ../nbs/02_files.ipynb #4584bc52
+# %% ../nbs/02_files.ipynb #0cd65f92
 import errno, fcntl, glob, hashlib, json, math, os, platform, shutil, tempfile
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
-from PIL import Image
+from PIL import ExifTags, Image
 from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile, imwrite
 
 # %% ../nbs/02_files.ipynb #0518ff10
@@ -29,7 +29,7 @@ def _check_extent(height, width, slices=1):
     if height*width <= _MOST_PIXELS and height*width*slices <= _MOST_VOXELS: return
     raise ValueError(f"it claims {slices} x {height} x {width} pixels, which is too large to be true or to be loaded")
 
-# %% ../nbs/02_files.ipynb #44575621
+# %% ../nbs/02_files.ipynb #07bfa234
 class _PillowFile:
     "PNG, JPEG, BMP, GIF, and what else Pillow reads."
     word, spacing = 'pages', None
@@ -42,6 +42,8 @@ class _PillowFile:
     def _at(self, k):
         if k: self.image.seek(k)
         self.image.load()
+        turned = self.image.getexif().get(ExifTags.Base.Orientation, 1)
+        if turned in range(2, 9): raise ValueError(f"it is stored turned, EXIF orientation {turned}: save it upright")
         return self.image
 
     def stored(self, k): return np.array(self._at(k))
@@ -92,7 +94,7 @@ def shown(self:_TiffFile, k, window=True):
     inverted = photometric == PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == 'u'
     return np.iinfo(pixels.dtype).max - pixels if inverted else pixels
 
-# %% ../nbs/02_files.ipynb #6a46920e
+# %% ../nbs/02_files.ipynb #9b6c943e
 def _sitk(path):
     try: import SimpleITK
     except ImportError:
@@ -114,9 +116,8 @@ class _VolumeFile:
         _check_extent(height, width, self.slices)
 
     def stored(self, k):
-        try: pixels = self._slice(k) if self.reader.GetNumberOfComponents() == 1 else self._volume()[k]
-        except RuntimeError: raise ValueError("its data are missing, cut off, damaged, or not of a kind that SimpleITK knows") from None
-        return pixels
+        try: return self._slice(k) if self.reader.GetNumberOfComponents() == 1 else self._volume()[k]
+        except RuntimeError: raise ValueError("its data are missing, cut off, or unknown to SimpleITK") from None
 
     def _slice(self, k):
         (height, width), axes = self.size, self.reader.GetDimension()
@@ -279,12 +280,14 @@ def image_stem(path:str|Path # image file
     suffix = next((s for s in IMAGE_SUFFIXES if name.lower().endswith(s)), '')
     return name[:len(name) - len(suffix)]
 
-# %% ../nbs/02_files.ipynb #d3374f87
+# %% ../nbs/02_files.ipynb #6774642e
 def _check_inside(path, folder, what):
     real = path.resolve()
     if real.is_relative_to(Path(folder).resolve()): return
     raise ValueError(f"{what} {path} leads out of {folder}, to {real}: "
                      "copy the file into the folder under a plain name")
+
+_ENDINGS = ('', *IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES))
 
 def find_image(folder:str|Path, # where the images are
                stem:str, # name of the image without suffix, perhaps with sub-folders
@@ -293,9 +296,8 @@ def find_image(folder:str|Path, # where the images are
     "The file of an image whatever its format; raises if there is none, or more than one."
     base = Path(folder)/stem
     _check_inside(base, folder, what)
-    endings = [s for suffix in IMAGE_SUFFIXES for s in (suffix, suffix.upper())]
-    files = [f for f in (Path(f'{base}{s}') for s in ('', *endings)) if f.is_file()]
-    found = list({f.stat().st_ino: f for f in files}.values()) # a file system may not tell cases apart
+    files = [f'{base}{s}' for s in _ENDINGS if os.path.isfile(f'{base}{s}')]
+    found = list({os.stat(f).st_ino: Path(f) for f in reversed(files)}.values())[::-1]
     if not found: raise _none_of(base, what)
     if len(found) > 1:
         raise ValueError(f"{what} {base} exists as {' and '.join(f.name for f in found)}: keep one of them")
@@ -419,7 +421,7 @@ def _check_mask_shape(mask, file, like):
     raise ValueError(f"the mask has shape {mask.shape}, but {like} holds {file.slices} {file.word} of {file.size}: "
                      "give a mask for every slice, at the image's size")
 
-# %% ../nbs/02_files.ipynb #f7c31d0e
+# %% ../nbs/02_files.ipynb #762661d1
 def write_mask(mask:np.ndarray, # integer (H, W), or (slices, H, W) for a volume: class ids, or class sets
                path:str|Path, # PNG file; with `like`, the suffix is replaced by that of the format
                overlapping:bool=False, # the values are class sets, stored in 16 bits
@@ -435,6 +437,7 @@ def _write_like(mask, path, overlapping, like):
     file, mask = _open(like, 'image'), np.asarray(mask)
     _check_mask_shape(mask, file, like)
     path = path.with_name(image_stem(path) + _mask_suffix(file, like))
+    if path.exists() and path.samefile(like): raise ValueError(f"{path} is the image itself: choose another name")
     if path.suffix == '.png': return write_mask(mask.reshape(file.size), path, overlapping)
     pixels = _id_pixels(_whole_numbers(mask.reshape(-1, mask.shape[-1]), 'mask'), overlapping).reshape(mask.shape)
     with atomic_file(path) as f:

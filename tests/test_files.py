@@ -63,6 +63,14 @@ def test_opacity_is_dropped_and_palettes_are_looked_up(tmp_path):
         assert np.array_equal(read_mask(tmp_path/name), ids)
         assert same(read_image(tmp_path/name, channels=3)[..., 0], 255*(ids == 1))
 
+def test_a_photograph_on_its_side_is_refused(tmp_path):
+    for turn in (1, 6):
+        exif = Image.Exif()
+        exif[274] = turn
+        save(tmp_path/f'{turn}.jpg', BYTES, exif=exif)
+    assert read_image(tmp_path/'1.jpg').shape == (20, 30)
+    with pytest.raises(ValueError, match='6.jpg .* EXIF orientation 6: save it upright'): read_image(tmp_path/'6.jpg')
+
 def test_png_of_sixteen_bits(tmp_path):
     deep = values('uint16')
     Image.fromarray(deep).save(tmp_path/'a.png')
@@ -273,6 +281,11 @@ def test_dicom_of_several_frames_and_colours(tmp_path):
     assert (image_slices(file), image_spacing(file)) == (3, None)
     assert same(read_image(file, slice=2), frames[2])
     with pytest.raises(ValueError, match='holds 3 slices'): read_image(file)
+    from pydicom import dcmread
+    packed = dcmread(file)
+    packed.compress('1.2.840.10008.1.2.5')  # RLE lossless
+    packed.save_as(tmp_path/'c.dcm')
+    assert same(read_image(tmp_path/'c.dcm', slice=1), frames[1])
     file = dicom_file(tmp_path/'b.dcm', COLOURS, 'RGB')
     assert same(read_image(file, channels=3), COLOURS)
 

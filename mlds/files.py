@@ -74,9 +74,11 @@ class _TiffFile:
         if pixels is None: return _PillowFile(self.path).stored(k)
         return np.moveaxis(pixels, 0, -1) if channel_first else pixels
 
-# %% ../nbs/02_files.ipynb #cd6cc9b8
+# %% ../nbs/02_files.ipynb #60f1fc53
 def _decoded(page):
     "The pixels of a TIFF page; None if Pillow has to decode them."
+    inverted = page.photometric == PHOTOMETRIC.MINISWHITE and page.bitspersample == 8
+    if inverted or page.bitspersample == 1: return
     if sum(page.databytecounts) > 2*page.nbytes + 65536: raise ValueError("it holds more data than its header claims")
     try: return page.asarray()
     except (KeyError, ValueError) as e:
@@ -84,14 +86,14 @@ def _decoded(page):
     if page.samplesperpixel == 1 or page.bitspersample == 8: return
     raise ValueError(f"{page.bitspersample}-bit colours, compressed as {page.compression.name}: save it uncompressed")
 
-# %% ../nbs/02_files.ipynb #9b401694
+# %% ../nbs/02_files.ipynb #e88c138c
 @patch
 def shown(self:_TiffFile, k, window=True):
     with TiffFile(self.path) as file:
         photometric, bits = file.pages[k].photometric, file.pages[k].bitspersample
     if bits == 1 or photometric == PHOTOMETRIC.PALETTE: return _PillowFile(self.path).shown(k)
     pixels = self.stored(k)
-    inverted = photometric == PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == 'u'
+    inverted = photometric == PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == 'u' and bits > 8
     return np.iinfo(pixels.dtype).max - pixels if inverted else pixels
 
 # %% ../nbs/02_files.ipynb #9b6c943e

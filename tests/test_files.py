@@ -110,11 +110,23 @@ def test_tiff_compression(tmp_path, kind, compression):
     Image.fromarray(pixels).save(tmp_path/'a.tif', compression=compression)
     assert same(read_image(tmp_path/'a.tif'), pixels)
 
+@pytest.mark.parametrize('compression', [None, 'zlib'])
 @pytest.mark.parametrize('kind', ['uint8', 'uint16'])
-def test_tiff_in_which_zero_is_white(tmp_path, kind):
+def test_tiff_in_which_zero_is_white(tmp_path, kind, compression):
     pixels = values(kind)
-    tifffile.imwrite(tmp_path/'a.tif', pixels, photometric='miniswhite')
+    tifffile.imwrite(tmp_path/'a.tif', pixels, photometric='miniswhite', compression=compression)
     assert same(read_image(tmp_path/'a.tif'), np.iinfo(kind).max - pixels)
+
+@pytest.mark.parametrize('photometric', [0, 1])
+@pytest.mark.parametrize('compression', [None, 'tiff_lzw', 'group4'])
+def test_tiff_written_by_pillow(tmp_path, compression, photometric):
+    "What was white is white again, and 1 in a mask of one bit, however it is stored."
+    white = BYTES > 127
+    Image.fromarray(white).save(tmp_path/'a.tif', compression=compression, tiffinfo={262: photometric})
+    assert same(read_image(tmp_path/'a.tif'), 255*white) and np.array_equal(read_mask(tmp_path/'a.tif'), white)
+    if compression == 'group4': return
+    Image.fromarray(BYTES).save(tmp_path/'b.tif', compression=compression, tiffinfo={262: photometric})
+    assert same(read_image(tmp_path/'b.tif'), BYTES)
 
 def test_tiff_of_several_pages(tmp_path):
     pages = values('uint16', (4, 20, 30))

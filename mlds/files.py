@@ -22,11 +22,11 @@ from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile, imwrite
 _VOLUMES = tuple('.dcm .dicom .nii .nii.gz .mhd .mha .nrrd .nhdr'.split())
 IMAGE_SUFFIXES = (*'.png .jpg .jpeg .bmp .gif .webp .tif .tiff'.split(), *_VOLUMES)
 
-# %% ../nbs/02_files.ipynb #ec5da56a
+# %% ../nbs/02_files.ipynb #d3b67deb
 _MOST_PIXELS, _MOST_VOXELS = 178_956_970, 1 << 31
 
-def _check_extent(height, width, slices=1):
-    if height*width <= _MOST_PIXELS and height*width*slices <= _MOST_VOXELS: return
+def _check_extent(height, width, slices=1, most=_MOST_VOXELS):
+    if height*width <= _MOST_PIXELS and height*width*slices <= most: return
     raise ValueError(f"it claims {slices} x {height} x {width} pixels, which is too large to be true or to be loaded")
 
 # %% ../nbs/02_files.ipynb #07bfa234
@@ -96,7 +96,7 @@ def shown(self:_TiffFile, k, window=True):
     inverted = photometric == PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == 'u' and bits > 8
     return np.iinfo(pixels.dtype).max - pixels if inverted else pixels
 
-# %% ../nbs/02_files.ipynb #9b6c943e
+# %% ../nbs/02_files.ipynb #dba56bef
 def _sitk(path):
     try: import SimpleITK
     except ImportError:
@@ -115,7 +115,11 @@ class _VolumeFile:
         width, height, *rest = self.reader.GetSize()
         self.size, self.slices = (height, width), math.prod(rest[:1])
         if math.prod(rest[1:]) > 1: raise ValueError("it holds several volumes: save each as a file of its own")
-        _check_extent(height, width, self.slices)
+        _check_extent(height, width, self.slices, self._most())
+
+    def _most(self):
+        whole = self.path.name.lower().endswith(('.nii', '.nii.gz', '.mha', '.nrrd'))
+        return min(_MOST_VOXELS, 1100*self.path.stat().st_size) if whole else _MOST_VOXELS
 
     def stored(self, k):
         try: return self._slice(k) if self.reader.GetNumberOfComponents() == 1 else self._volume()[k]

@@ -219,6 +219,14 @@ def test_raw_file_of_big_endian_numbers(tmp_path):
     assert image_spacing(tmp_path/'v.mhd') is None
 
 
+@pytest.mark.parametrize('suffix', ['.nii.gz', '.mha', '.nrrd'])
+def test_a_volume_of_almost_nothing_but_zeros_is_no_bomb(tmp_path, suffix):
+    pixels = np.zeros((40, 400, 400), np.uint8)
+    pixels[7, 8, 9] = 1
+    image = sitk.GetImageFromArray(pixels)
+    sitk.WriteImage(image, tmp_path/f'a{suffix}', useCompression=True, compressionLevel=9)
+    assert same(read_image(tmp_path/f'a{suffix}', slice=7), pixels[7])
+
 # DICOM, written with pydicom, whose own functions say what a viewer shows
 
 def dicom_file(path, pixels, photometric='MONOCHROME2', bits=None, **tags):
@@ -354,6 +362,10 @@ def huge_tiff(file):
         for tag in ('ImageWidth', 'ImageLength'): t.pages[0].tags[tag].overwrite(60_000)
 def huge_nrrd(file):
     file.write_text('NRRD0004\ntype: uint8\ndimension: 3\nsizes: 100000 100000 1000\nencoding: raw\n\n')
+def hollow_nrrd(file):
+    "Sixteen gigabytes in a hundred bytes."
+    header = b'NRRD0004\ntype: double\ndimension: 3\nsizes: 1024 1024 2000\nendian: little\nencoding: gzip\n\n'
+    file.write_bytes(header + gzip.compress(bytes(1000)))
 def huge_nifti(file):
     volume_file(file.with_name('b.nii'), values('uint8', (5, 20, 30)))
     content = bytearray(file.with_name('b.nii').read_bytes())
@@ -390,6 +402,7 @@ BROKEN = {
     'huge TIFF': ('a.tif', huge_tiff, 'too large to be true'),
     'TIFF that is a bomb': ('a.tif', bomb, 'more data than its header'),
     'huge NRRD': ('a.nrrd', huge_nrrd, 'too large to be true'),
+    'hollow NRRD': ('a.nrrd', hollow_nrrd, 'too large to be true'),
     'huge NIfTI': ('a.nii.gz', huge_nifti, 'too large to be true'),
     **{f'text as {s}': (f'a{s}', lambda f: f.write_text('see mail'), 'cannot be read') for s in IMAGE_SUFFIXES},
     **{f'empty {s}': (f'a{s}', lambda f: f.write_bytes(b''), 'cannot be read') for s in IMAGE_SUFFIXES},

@@ -196,7 +196,7 @@ def predict(self:PseudoLabels,
     net.train(training)
     return self.dls.task.probabilities(logits)
 
-# %% ../nbs/15_pseudolabels.ipynb #fc720fe5
+# %% ../nbs/15_pseudolabels.ipynb #207a17c7
 def _is_open(sets):
     "Whether the teacher is asked about an image: not for the corners that a turned mask leaves empty."
     outside = sets.possible == EVERYTHING
@@ -204,12 +204,12 @@ def _is_open(sets):
     return inside.flatten(1).any(1) | (outside.float().mean((1, 2)) > .5)
 
 @patch
-def _chosen(self:PseudoLabels, sets):
+def _chosen(self:PseudoLabels):
     "Numbers of the open images that get pseudo-labels now."
     share = ramp_up(self.pct_train, self.start, self.ramp)
-    return [i for i, open_ in enumerate(_is_open(sets).tolist()) if open_ and random.random() < share]
+    return [i for i, open_ in enumerate(self.is_open.tolist()) if open_ and random.random() < share]
 
-# %% ../nbs/15_pseudolabels.ipynb #a114871d
+# %% ../nbs/15_pseudolabels.ipynb #07275652
 @patch
 def _follow(self:PseudoLabels, sets):
     "Let an adaptive rule see the batch; returns the probabilities, None where nothing was predicted."
@@ -220,9 +220,9 @@ def _follow(self:PseudoLabels, sets):
 
 @patch
 def before_batch(self:PseudoLabels):
-    self.given = ClassSets(self.y)
-    sets = self.given.clone()
-    chosen, probs = self._chosen(sets), self._follow(sets)
+    sets = ClassSets(self.y).clone()
+    self.is_open = _is_open(sets)
+    chosen, probs = self._chosen(), self._follow(sets)
     if not chosen: return
     probs = self.predict(self.x[chosen]) if probs is None else probs[chosen]
     sets[chosen] = prune_candidates(sets[chosen], probs, self.rule(probs), self.dls.task.overlapping)
@@ -285,10 +285,10 @@ class StrongAugment(Callback):
         changed = x*(1 + self.contrast*gain) + self.brightness*shift
         return changed + self.noise*noise.abs()*torch.randn_like(x)
 
-# %% ../nbs/15_pseudolabels.ipynb #079e8006
+# %% ../nbs/15_pseudolabels.ipynb #472bc4dd
 @patch
 def before_batch(self:StrongAugment):
-    is_open = _is_open(self.pseudo_labels.given if hasattr(self, 'pseudo_labels') else ClassSets(self.y))
+    is_open = self.pseudo_labels.is_open if hasattr(self, 'pseudo_labels') else _is_open(ClassSets(self.y))
     x = torch.where(is_open[:, None, None, None], self.perturb(self.x), self.x)
     box = random_boxes(len(x), x.shape[-2:], self.cutmix).to(x.device)
     x, sets = cut_mix(x, ClassSets(self.y), _partners(is_open), box)

@@ -136,7 +136,8 @@ def test_what_table_2_says(drawn):
 def test_the_claim_is_judged_against_every_reference(drawn):
     verdicts = table(drawn, 'table2_headline').verdict
     assert set(verdicts.index.get_level_values('column')) == {'masks alone', TWICE, PLAIN, LONG}
-    expected = {'points': ['superior', 'superior', 'non-inferior'], 'tight boxes': ['superior', 'non-inferior', 'inferior'],
+    expected = {'points': ['superior', 'superior', 'non-inferior'],
+                'tight boxes': ['superior', 'non-inferior', 'inferior'],
                 'loose boxes': ['inferior', 'inferior', 'inferior']}
     for what, by_reference in expected.items():
         assert [verdicts[f'EMA-taught, {what}', r] for r in ('masks alone', PLAIN, LONG)] == by_reference

@@ -238,7 +238,8 @@ def test_evidence_begins_with_the_headline():
     assert {r['notebook'] for r in plan['runs'].values()} == {'train'}
     assert sum(plan['jobs'].values(), []) == names and max(map(len, plan['jobs'].values())) <= 8
     place = {name: k for k, name in enumerate(names)}
-    first = [c for c in cells if c['table'] == 'table2' and c['row'] in HEADLINE + REFERENCES and c['column'] in ('24', 'all')]
+    first = [c for c in cells if c['table'] == 'table2' and c['row'] in HEADLINE + REFERENCES
+             and c['column'] in ('24', 'all')]
     assert {place[c['run']] for c in first} == set(range(100)) and len({c['seed'] for c in first}) == 10
     taught = [c for c in cells if c['table'] == 'table2' and c not in first and not c['row'].startswith(('self', 'un'))]
     def turn(cell): return cell['column'] not in ('6', '24'), cell['seed']

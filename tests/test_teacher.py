@@ -408,7 +408,7 @@ def test_mixed_images_are_annotated_truthfully(kind):
     assert torch.equal(mixed[~kept], sets[~kept]) and bool(present) == (sets.regions != 0).any().item()
 
 def test_annotated_images_keep_their_grey_values():
-    "Before pseudo-labels come and after: what was open is perturbed, and boxes come from images of the same sort."
+    "Before pseudo-labels come and after, what was open is perturbed, and nothing else."
     learn, watch = labelled('teacher', start=.5, cbs=[StrongAugment(cutmix=0)])
     for (_, x, _), image in zip(watch.before, watch.images, strict=True):
         assert torch.equal(x[:2], image[:2]) and not (x[2:] == image[2:]).flatten(1).all(1).any()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['history_curves', 'export', 'Results', 'read_results', 'commit_results', 'table_values', 'compare', 'verdict', 'main']
 
-# %% ../../nbs/34_results.ipynb #bf303551
+# %% ../../nbs/34_results.ipynb #11231073
 import gzip, json, shutil, sys, tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,8 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..files import atomic_file, read_json
-from .plan import _data_path, draw, draw_phantoms, finished_runs, make_plan, plan_folder, plan_name, run_job, write_plan
+from .plan import (_data_path, draw, draw_phantoms, finished_runs, make_plan, plan_folder, plan_name,
+                             read_options, run_job, write_plan)
 from .runs import Run, read_run
 from .statistics import prediction_half_width
 
@@ -361,11 +362,11 @@ def _report(profile:str='quick', data:str='phantoms', runs:str='runs', figures:s
     written = [*sorted(folder.iterdir()), Path(runs)/'results'/name/'runs.csv']
     return '\n'.join([_headline(folder), '', 'Written:', *(f'  {f}' for f in written)])
 
-# %% ../../nbs/34_results.ipynb #4fdfc540
+# %% ../../nbs/34_results.ipynb #4ac13999
 def _keep(profile:str='quick', data:str='phantoms', runs:str='runs', results:str='results', force:str='') -> str:
     "Copy results to where they are committed."
-    name, plan = _name(profile, data), make_plan('settings.ini', profile, data, runs)
-    if plan['partial'] == 'yes': export(plan)
+    name, options = _name(profile, data), read_options('settings.ini', profile, data)
+    if options['partial'] == 'yes': export(make_plan('settings.ini', profile, data, runs))
     to = commit_results(Path(runs)/'results'/name, Path(results)/name, bool(force))
     return f'{len(read_results(to).runs)} runs are in {to}'
 

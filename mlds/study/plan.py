@@ -511,6 +511,7 @@ def shared_kernel():
     from jupyter_core.utils import run_sync
     from papermill.engines import papermill_engines
     kernel = AsyncKernelManager(kernel_name='python3')
+    if kernel.has_trait('transport_encryption'): kernel.transport_encryption = 'auto' # jupyter_client 8.10 and later
     papermill_engines.register('one kernel', _engine(kernel))
     def execute(notebook, to, params):
         Path(to).parent.mkdir(parents=True, exist_ok=True)

@@ -190,7 +190,7 @@ def _coco_counts(text):
         counts.append(number + counts[-2] if len(counts) > 2 else number)
     return counts
 
-# %% ../../nbs/09b_sources_tools.ipynb #6bfb000c
+# %% ../../nbs/09b_sources_tools.ipynb #90c47738
 def _bit_reader(data):
     "A function that takes the next n bits of some bytes as a number."
     bits, at = ''.join(f'{int(byte):08b}' for byte in data), 0
@@ -206,11 +206,12 @@ def _brush(data, size):
     take, wanted = _bit_reader(data), 4*size[0]*size[1]
     length, word, lengths = take(32), take(5) + 1, [take(4) + 1 for _ in range(4)]
     if length != wanted: raise ValueError(f"the brush mask holds {length} values, but its image needs {wanted}")
-    values = []
-    while len(values) < length:
+    values, at = np.zeros(length, np.uint8), 0
+    while at < length:
         repeated, n = take(1), take(lengths[take(2)]) + 1
-        values += [take(word)]*n if repeated else [take(word) for _ in range(n)]
-    return np.array(values[:length]).reshape(*size, 4)[..., 3] > 127
+        values[at:at+n] = take(word) if repeated else [take(word) for _ in range(n)]
+        at += n
+    return values.reshape(*size, 4)[..., 3] > 127
 
 # %% ../../nbs/09b_sources_tools.ipynb #7600982e
 @dataclass
@@ -566,7 +567,7 @@ def _parse_json(text):
     try: return json.loads(text)
     except ValueError as e: raise ValueError(f"is damaged JSON ({e}): export it again") from e
 
-# %% ../../nbs/09b_sources_tools.ipynb #73a781a0
+# %% ../../nbs/09b_sources_tools.ipynb #4361a9a7
 def _read_file(path, format, **options):
     "Place and maker of each image of a file."
     content = _parse(path)
@@ -577,6 +578,7 @@ def _read_file(path, format, **options):
 
 def _hint(content):
     "What a file may be that cannot be used."
+    if content == []: return ": it is an empty list; export it again"
     if isinstance(content, list) and content and 'image' in content[0]:
         return ": Label Studio's JSON-MIN leaves out what is needed; export JSON"
     return ''
@@ -669,7 +671,7 @@ def _add(shapes, make, size, options):
         row = _ROWS[shape.kind](c, shape.data, size, options.task.n_classes)
         getattr(shapes, shape.kind).append(row)
 
-# %% ../../nbs/09b_sources_tools.ipynb #cd6051b5
+# %% ../../nbs/09b_sources_tools.ipynb #42640c57
 def _as_mask(shapes, size, every):
     "Areas as a mask; None if a mask cannot say what they say."
     sets = _filled(shapes.areas, size).numpy()
@@ -678,7 +680,7 @@ def _as_mask(shapes, size, every):
     only_said_here = (sets & 1 != 0).any() and not every # a partial mask's 0 is no statement
     if drawn_twice.any() or only_said_here: return None
     sets[sets == 0] = 1
-    values = sets if shapes.bits else np.log2(sets).astype(np.uint8)
+    values = sets.astype(np.min_scalar_type(sets.max())) if shapes.bits else np.log2(sets).astype(np.uint8)
     if every: return Mask(values, shapes.bits)
     return PartialMask(values, shapes.bits, annotated=list(shapes.exhaustive))
 

@@ -13,7 +13,7 @@ from matplotlib.path import Path as Outline
 from PIL import Image
 
 from mlds.annotations import Boxes, ImageLabels, Mask, PartialMask, Points, _innermost, _structures, boxes_of
-from mlds.classsets import class_sets, from_labels
+from mlds.classsets import MAX_CLASSES, TIGHT, class_sets, from_labels
 from mlds.sources.tools import Shapes, _coco_counts, _polygon, read_annotations
 from test_annotations import assert_contains, random_labels
 
@@ -260,6 +260,13 @@ def test_points_come_back(seed, h, w):
         assert_contains(sets, from_labels(torch.from_numpy(labels), 3), 3)
 
 
+def assert_tight(regions, truth):
+    "Each row and column of a region that is flagged as tight holds its class."
+    for k in range(MAX_CLASSES):
+        region, held = regions >> k & 1 > 0, truth >> k % 3 & 1 > 0
+        if not (region & (regions & TIGHT != 0)).any(): continue
+        for axis in (0, 1): assert ((region & held).any(axis) == region.any(axis)).all()
+
 def marked(rng, c, part):
     "A structure as one of CVAT's elements."
     name = NAMES[c]
@@ -274,16 +281,19 @@ def marked(rng, c, part):
 @check(seeds, side, side, st.sampled_from([[], NAMES[1:2], NAMES[2:], NAMES[1:]]), st.booleans(), st.booleans(),
        st.booleans(), n=120)
 def test_whatever_is_mixed_holds_the_truth(seed, h, w, exhaustive, tight, tagged, overlapping):
-    "Structures of classes that are not exhaustive are dropped by chance."
+    "Structures of classes that are not exhaustive are dropped by chance; a class may have a label only."
     truth, rng = sets_of(seed, h, w, overlapping), np.random.default_rng(seed)
     found = _structures(truth, 3)
     kept = [(c, p) for c, p in found if NAMES[c] in exhaustive or rng.random() < .5]
-    elements = [marked(rng, c, p) for c, p in kept]
+    labelled = [c for c in (1, 2) if tagged and rng.random() < .3]
+    elements = [marked(rng, c, p) for c, p in kept if c not in labelled]
     tags = [element('tag', NAMES[c]) for c in {c for c, _ in found}]
     assume(elements or tagged)
     said = read('a.xml', cvat(elements + tags*tagged, (h, w)),
                 dict(exhaustive=exhaustive, tight=tight, overlapping=overlapping))
-    assert_contains(said.class_sets((h, w), 3), class_sets(torch.from_numpy(truth)), 3)
+    sets = said.class_sets((h, w), 3)
+    assert_contains(sets, class_sets(torch.from_numpy(truth)), 3)
+    assert_tight(sets.regions.numpy(), truth)
     smaller = said.sets_at((h, w), 3, ((h+1)//2, (w+1)//2))
     assert not (smaller.certain & ~smaller.possible).any()
 

@@ -67,7 +67,7 @@ class Shapes(Annotation):
         shapes = self.areas, self.rough, self.boxes, self.points, self.strokes, self.extremes
         return {row[0] for rows in shapes for row in rows}
 
-# %% ../../nbs/09b_sources_tools.ipynb #8d0e610b
+# %% ../../nbs/09b_sources_tools.ipynb #8ad0c1d3
 @patch(as_prop=True)
 def unplaced(self:Shapes):
     "The classes that have a label only."
@@ -76,8 +76,8 @@ def unplaced(self:Shapes):
 @patch
 def _spread(self:Shapes, n_classes):
     "The classes that may be at any pixel."
-    anywhere = [*self.unplaced, *(c for c, *_ in self.points), *(c for c, _ in self.strokes)]
-    return {0, *anywhere, *(set(range(n_classes)) - set(self.exhaustive))}
+    marked = [row[0] for row in [*self.points, *self.strokes]]
+    return {0, *marked, *(set(range(n_classes)) - set(self.exhaustive))}
 
 # %% ../../nbs/09b_sources_tools.ipynb #64898467
 @patch

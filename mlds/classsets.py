@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_CLASSES', 'EVERYTHING', 'TIGHT', 'encode', 'decode', 'unpack', 'pack', 'ClassSets', 'class_sets', 'from_labels',
-           'to_labels', 'nothing_known', 'or_pool', 'cell_side', 'cell_pool', 'in_single_cell', 'region_classes',
-           'pyramid', 'resize']
+           'to_labels', 'nothing_known', 'or_pool', 'cell_side', 'cell_pool', 'compact', 'in_single_cell',
+           'region_classes', 'pyramid', 'resize']
 
 # %% ../nbs/00_classsets.ipynb #ee11d6a2
 from collections.abc import Iterable, Sequence
@@ -39,13 +39,13 @@ def decode(bits:int, # a set as an integer
     "The classes in the set `bits`; the inverse of `encode`."
     return [c for c in range(n_classes) if int(bits) >> c & 1]
 
-# %% ../nbs/00_classsets.ipynb #9238772d
-def unpack(bits:Tensor, # int64 (..., H, W)
+# %% ../nbs/00_classsets.ipynb #cd458232
+def unpack(bits:Tensor, # integer (..., H, W)
            n_classes:int # number of classes of the task
 ) -> Tensor: # bool (..., n_classes, H, W)
     "One boolean channel for each class."
-    shifts = torch.arange(n_classes, device=bits.device)[:, None, None]
-    return (bits.unsqueeze(-3) >> shifts & 1).bool()
+    each = (1 << torch.arange(n_classes, device=bits.device)).to(bits.dtype)[:, None, None]
+    return (bits.unsqueeze(-3) & each) != 0
 
 # %% ../nbs/00_classsets.ipynb #eb261050
 def pack(channels:Tensor # bool (..., n_classes, H, W)
@@ -147,14 +147,25 @@ def cell_side(n:int, # pixels along one axis
     raise ValueError(f"{m} cells do not cover {n} pixels evenly: a head's sizes must be the image's divided by 1, 2, "
                      "4, 8... and rounded up; pad the images, or use a network that does")
 
-# %% ../nbs/00_classsets.ipynb #0d38da5e
-def cell_pool(x:Tensor, # int64 (..., H, W)
+# %% ../nbs/00_classsets.ipynb #e1f55f80
+def cell_pool(x:Tensor, # integer (..., H, W)
               size:Sequence[int] # (h, w) cells
 ) -> Tensor: # int64 (..., h, w)
     "OR over cells of `cell_side` pixels, padded with empty sets at the bottom and right."
     below, right = [m*cell_side(n, m) - n for n, m in zip(x.shape[-2:], size)]
     if below or right: x = F.pad(x, (0, right, 0, below))
-    return or_pool(x, size)
+    while x.shape[-2] > size[0]: x = torch.bitwise_or(*x.unflatten(-2, (-1, 2)).unbind(-2))
+    while x.shape[-1] > size[1]: x = torch.bitwise_or(*x.unflatten(-1, (-1, 2)).unbind(-1))
+    return x
+
+# %% ../nbs/00_classsets.ipynb #2668c31a
+def compact(sets:ClassSets, # int64 (..., 3, H, W)
+            n_classes:int # number of classes of the task
+) -> ClassSets: # int8, int16, int32 or int64 (..., 3, H, W)
+    "The same class sets in the smallest signed integers; as they are if there are regions."
+    if sets.regions.any(): return sets
+    dtypes = torch.int8, torch.int16, torch.int32, torch.int64
+    return sets.to(next(d for d in dtypes if torch.iinfo(d).bits > n_classes))
 
 # %% ../nbs/00_classsets.ipynb #3bcbdbf6
 def in_single_cell(x:Tensor # int64 (..., h, w), bits per cell
@@ -178,19 +189,20 @@ def region_classes(regions:Tensor, # int64 (...), region bits c + n_classes*j
     for j in range(MAX_CLASSES // n_classes): classes |= regions >> n_classes*j & every
     return classes
 
-# %% ../nbs/00_classsets.ipynb #7d4dbd17
+# %% ../nbs/00_classsets.ipynb #72bae56c
 def _pool_level(planes, size, n_classes):
     planes = cell_pool(planes, size)
+    if planes.dtype != torch.int64: return planes, ClassSets(planes) # compact, without regions
     certain, possible, regions = planes.unbind(-3)
     inside = regions & in_single_cell(regions)[..., None, None]
     certain = certain | region_classes(inside, n_classes)
     return planes, ClassSets(torch.stack([certain, possible | certain, regions], -3))
 
-# %% ../nbs/00_classsets.ipynb #723eef0d
-def pyramid(sets:ClassSets, # int64 (..., 3, H, W)
+# %% ../nbs/00_classsets.ipynb #812a979d
+def pyramid(sets:ClassSets, # integer (..., 3, H, W)
             sizes:Sequence[Sequence[int]], # (h, w) of every level, in any order
             n_classes:int # number of classes of the task
-) -> list[ClassSets]: # int64 (..., 3, h, w) for each of `sizes`
+) -> list[ClassSets]: # integer (..., 3, h, w) for each of `sizes`
     "Class sets of the cells of every level, each pooled from the next finer one."
     planes, levels = sets.as_subclass(Tensor), {}
     from_fine_to_coarse = sorted({tuple(s) for s in sizes}, reverse=True)

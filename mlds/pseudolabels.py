@@ -183,7 +183,7 @@ class PseudoLabels(Callback):
     def load_state_dict(self, state):
         if self.adaptive: self.rule.load_state_dict(state)
 
-# %% ../nbs/17_pseudolabels.ipynb #7ba74bfb
+# %% ../nbs/17_pseudolabels.ipynb #3fec0fbc
 @patch
 @torch.no_grad()
 def predict(self:PseudoLabels,
@@ -192,8 +192,9 @@ def predict(self:PseudoLabels,
     "Class probabilities of the labelling network in evaluation mode."
     net = self.teacher if self.source == 'teacher' else self.model
     training = net.training
-    logits = net.eval()(x)[0].float()
-    net.train(training)
+    if training: net.eval()
+    logits = net(x)[0].float()
+    if training: net.train()
     return self.dls.task.probabilities(logits)
 
 # %% ../nbs/17_pseudolabels.ipynb #207a17c7

@@ -6,7 +6,7 @@
 __all__ = ['AUX_SUPERVISION', 'candidate_nll', 'decided_pairs', 'decided_share', 'soft_dice_loss', 'mlds_loss', 'mil_loss',
            'tight_lines', 'line_loss', 'nearest_loss', 'upsample_loss', 'MixedLoss', 'certain_share']
 
-# %% ../nbs/15_supervision.ipynb #ac2b3fe3
+# %% ../nbs/15_supervision.ipynb #f93d20ad
 from collections.abc import Sequence
 from functools import partial
 
@@ -14,18 +14,48 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
-from .classsets import (ClassSets, EVERYTHING, MAX_CLASSES, TIGHT, cell_side, class_sets, decode, pyramid,
-                             unpack)
+from torch.autograd.function import once_differentiable
+from .classsets import (ClassSets, EVERYTHING, MAX_CLASSES, TIGHT, cell_side, class_sets, compact, decode,
+                             pyramid, unpack)
 from .task import Task
 
-# %% ../nbs/15_supervision.ipynb #27a67a15
+# %% ../nbs/15_supervision.ipynb #9e66b28b
+_CACHED = 1 << 17 # numbers that stay in a processor's cache while a loss is made of them
+
+def _pieces(*tensors):
+    "The tensors, image by image where they are too large for the cache; whole on a GPU."
+    first = tensors[0]
+    n = max(_CACHED // max(first[0].numel(), 1), 1) if first.device.type == 'cpu' else len(first)
+    return zip(*(t.split(n) for t in tensors))
+
+# %% ../nbs/15_supervision.ipynb #0709d91e
+def _candidate_piece(log_p, possible, grad):
+    allowed = unpack(possible, log_p.shape[1])
+    inside, told = log_p.masked_fill(~allowed, -torch.inf), ~allowed.all(1, keepdim=True)
+    best = inside.amax(1, keepdim=True)
+    share = inside.sub_(best).exp_()
+    total = share.sum(1, keepdim=True)
+    torch.div(share, -total, out=grad).mul_(told) # exactly zero where every class is possible
+    return -((best + total.log())*told).squeeze(1)
+
+class _CandidateNLL(torch.autograd.Function):
+    "Of log probabilities (B, C, H, W) and candidate sets (B, H, W)."
+    @staticmethod
+    def forward(ctx, log_p, possible):
+        grad = torch.empty_like(log_p)
+        ctx.save_for_backward(grad)
+        return torch.cat([_candidate_piece(*piece) for piece in _pieces(log_p, possible, grad)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, by): return ctx.saved_tensors[0]*by[:, None], None
+
+# %% ../nbs/15_supervision.ipynb #7d66e1c9
 def candidate_nll(logits:Tensor, # float (B, C, H, W)
-                  possible:Tensor # int64 (B, H, W), candidate sets
+                  possible:Tensor # integer (B, H, W), candidate sets
 ) -> Tensor: # float (B, H, W)
     "Negative log of the probability that softmax gives to the possible classes."
-    logits = logits.float()
-    inside = logits.masked_fill(~unpack(possible, logits.shape[1]), -torch.inf)
-    return logits.logsumexp(1) - inside.logsumexp(1)
+    return _CandidateNLL.apply(logits.float().log_softmax(1), possible)
 
 # %% ../nbs/15_supervision.ipynb #01adcb95
 def decided_pairs(sets:ClassSets, # int64 (B, 3, H, W), at any level
@@ -41,23 +71,49 @@ def decided_share(sets:ClassSets, # int64 (B, 3, H, W)
     decided = decided_pairs(sets, task.n_classes) if task.overlapping else sets.known
     return decided.flatten(1).float().mean(1)
 
-# %% ../nbs/15_supervision.ipynb #2a496af5
-def _foreground_sum(x): return x.sum((0, 2, 3))[1:]
+# %% ../nbs/15_supervision.ipynb #be03358d
+def _known_and_there(sets, n_classes, overlapping):
+    "Bool (B, 1 or C, H, W) and (B, C, H, W)."
+    known = decided_pairs(sets, n_classes) if overlapping else sets.known[:, None]
+    return known, unpack(sets.certain, n_classes) & known
 
-# %% ../nbs/15_supervision.ipynb #f99c74b3
+def _sizes_of_piece(probs, sets, overlapping):
+    known, there = _known_and_there(ClassSets(sets), probs.shape[1], overlapping)
+    p = probs*known
+    size, predicted = there.sum((0, 2, 3)), p.sum((0, 2, 3))
+    return torch.stack([p.mul_(there).sum((0, 2, 3)), predicted, size])
+
+# %% ../nbs/15_supervision.ipynb #33ebdf5c
+class _Sizes(torch.autograd.Function):
+    "For each class, float (3, C): what is common, the predicted size and the true one, in known pixels."
+    @staticmethod
+    def forward(ctx, probs, sets, overlapping):
+        ctx.save_for_backward(sets)
+        ctx.overlapping = overlapping
+        return sum(_sizes_of_piece(*piece, overlapping) for piece in _pieces(probs, sets))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, by):
+        common, predicted = by[:2, :, None, None]
+        known, there = _known_and_there(ClassSets(ctx.saved_tensors[0]), len(common), ctx.overlapping)
+        return torch.where(there, common + predicted, predicted)*known, None, None
+
+# %% ../nbs/15_supervision.ipynb #1677260f
+def _dice_of_probs(probs, sets, overlapping, eps=1.):
+    sizes = _Sizes.apply(probs, sets.as_subclass(Tensor), overlapping)
+    common, predicted, size = sizes[:, 1:]
+    loss = 1 - (2*common + eps) / (predicted + size + eps)
+    return (loss * (size > 0)).sum() / (size > 0).sum().clamp(min=1)
+
 def soft_dice_loss(logits:Tensor, # float (B, C, H, W)
-                   sets:ClassSets, # int64 (B, 3, H, W)
+                   sets:ClassSets, # integer (B, 3, H, W)
                    overlapping:bool=False, # several classes at a pixel: sigmoid, and each class known or not by itself
                    eps:float=1. # pixels added to both sides, against division by zero
 ) -> Tensor: # scalar in 0..1
     "One minus soft Dice over the known pixels, averaged over the foreground classes that occur there."
-    n, logits = logits.shape[1], logits.float()
-    known = decided_pairs(sets, n) if overlapping else sets.known[:, None]
-    p = (logits.sigmoid() if overlapping else logits.softmax(1)) * known
-    target = unpack(sets.certain, n) * known
-    common, pred_size, size = map(_foreground_sum, (p*target, p, target))
-    loss = 1 - (2*common + eps) / (pred_size + size + eps)
-    return (loss * (size > 0)).sum() / (size > 0).sum().clamp(min=1)
+    logits = logits.float()
+    return _dice_of_probs(logits.sigmoid() if overlapping else logits.softmax(1), sets, overlapping, eps)
 
 # %% ../nbs/15_supervision.ipynb #d6b90726
 def _log_probs(logits, activation='sigmoid'):
@@ -67,32 +123,60 @@ def _log_probs(logits, activation='sigmoid'):
     log_p = logits.log_softmax(1)
     return log_p, torch.log1p(-log_p.exp().clamp(max=1-1e-7))
 
-# %% ../nbs/15_supervision.ipynb #db1ebac8
-def _one_sided(present, absent):
-    "The classes of each image, bool (B, C, 1, 1), that are affirmed somewhere, denied nowhere, and open elsewhere."
-    yes, no, every = present.flatten(2).any(2), absent.flatten(2).any(2), present.flatten(2).all(2)
-    return (yes & ~no & ~every)[..., None, None]
+# %% ../nbs/15_supervision.ipynb #759f927a
+def _any_bits(sets):
+    "The bits that occur anywhere along the last axis, which becomes 1 long."
+    while sets.shape[-1] > 1:
+        if sets.shape[-1] % 2: sets = F.pad(sets, (0, 1))
+        sets = torch.bitwise_or(*sets.chunk(2, -1))
+    return sets
 
-# %% ../nbs/15_supervision.ipynb #ed7c1c70
+def _told(level):
+    "Certain classes, but for those that are affirmed somewhere, denied nowhere and open elsewhere in an image."
+    cells = torch.stack([level.certain, ~level.possible, ~level.certain])
+    yes, no, unsure = _any_bits(cells.flatten(2))[..., None]
+    return level.certain & ~(yes & ~no & unsure)
+
+# %% ../nbs/15_supervision.ipynb #422a3d14
+def _signed_piece(logits, present, possible, grad):
+    each = (1 << torch.arange(logits.shape[1], device=logits.device)).to(present.dtype)[:, None, None]
+    yes, maybe = present[:, None] & each, possible[:, None] & each
+    sign = torch.where(yes != 0, 1., -1.)
+    signed = (logits*sign).masked_fill_(yes != maybe, torch.inf)
+    log_p, buffer = torch.ops.aten.log_sigmoid_forward(signed)
+    torch.ops.aten.log_sigmoid_backward.grad_input(sign, signed, buffer, grad_input=grad)
+    return log_p.sum((1, 2, 3))
+
+class _SignedBCE(torch.autograd.Function):
+    "The sum of log probabilities of what is told, of logits (B, C, h, w) and class sets (B, h, w)."
+    @staticmethod
+    def forward(ctx, logits, present, possible):
+        grad = torch.empty_like(logits)
+        ctx.save_for_backward(grad)
+        return torch.cat([_signed_piece(*piece) for piece in _pieces(logits, present, possible, grad)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, by): return ctx.saved_tensors[0]*by[:, None, None, None], None, None
+
+# %% ../nbs/15_supervision.ipynb #3e5eb750
+def _softmax_bce(logits, present, possible):
+    log_p, log_q = _log_probs(logits, 'softmax')
+    present, absent = unpack(present, logits.shape[1]), ~unpack(possible, logits.shape[1])
+    return (log_p*present + log_q*absent).sum((1, 2, 3))
+
 def mlds_loss(logits:Tensor, # float (B, C, h, w), one head
-              level:ClassSets, # int64 (B, 3, h, w), class sets of the head's cells
+              level:ClassSets, # integer (B, 3, h, w), class sets of the head's cells
               activation:str='sigmoid' # or 'softmax'
 ) -> Tensor: # float (B,)
     "Binary cross-entropy of the decided (cell, class) pairs, averaged over classes and cells (paper 1)."
-    n = logits.shape[1]
-    log_p, log_q = _log_probs(logits, activation)
-    present, absent = unpack(level.certain, n), ~unpack(level.possible, n)
-    present = present & ~_one_sided(present, absent)
-    return -(log_p*present + log_q*absent).mean((1, 2, 3))
+    log_p = _SignedBCE.apply if activation == 'sigmoid' else _softmax_bce
+    return -log_p(logits.float(), _told(level), level.possible) / logits[0].numel()
 
-# %% ../nbs/15_supervision.ipynb #1c346902
+# %% ../nbs/15_supervision.ipynb #17b52c3b
 def _region_bits(regions):
     "The region bits that are set somewhere in the batch, in one small transfer from the device."
-    flat = regions.flatten() if regions.numel() else regions.new_zeros(1)
-    while len(flat) > 1:
-        halves = F.pad(flat, (0, len(flat) % 2)).view(2, -1)
-        flat = halves[0] | halves[1]
-    return decode(flat.item(), MAX_CLASSES)
+    return decode(_any_bits(regions.flatten()).item(), MAX_CLASSES) if regions.numel() else []
 
 # %% ../nbs/15_supervision.ipynb #b297ee80
 def mil_loss(log_p:Tensor, # float (B, C, h, w), log probability of each class
@@ -224,13 +308,21 @@ def _over_decided(losses, shares):
     "Sum of the images' losses by the sum of their decided shares."
     return losses.sum() / shares.sum().clamp(min=.5)
 
-# %% ../nbs/15_supervision.ipynb #47e6ca11
+# %% ../nbs/15_supervision.ipynb #5ee526ae
 @patch
-def _mask_part(self:MixedLoss, logits, sets, shares):
-    if self.task.overlapping: return _over_decided(mlds_loss(logits, sets), shares)
+def _by_image(self:MixedLoss, logits, sets):
+    "The mask's loss (B,), and the probabilities (B, C, H, W)."
+    if self.task.overlapping: return mlds_loss(logits, sets), logits.float().sigmoid()
     if (sets.certain & sets.certain-1).any():
         raise ValueError("a pixel has several classes at once: overlapping masks need a task with overlapping=True")
-    return _over_decided(candidate_nll(logits, sets.possible).mean((1, 2)), shares)
+    log_p = logits.float().log_softmax(1)
+    return _CandidateNLL.apply(log_p, sets.possible).mean((1, 2)), log_p.exp()
+
+@patch
+def _full_scale_parts(self:MixedLoss, logits, sets, shares):
+    by_image, probs = self._by_image(logits, sets)
+    dice = dict(dice=_dice_of_probs(probs, sets, self.task.overlapping)) if self.weights['dice'] else {}
+    return dict(mask=_over_decided(by_image, shares)) | dice
 
 # %% ../nbs/15_supervision.ipynb #5ffb82e1
 @patch
@@ -281,21 +373,20 @@ def _known_alone(sets):
     certain = torch.where(sets.known, sets.certain, 0)
     return class_sets(certain, torch.where(sets.known, sets.possible, EVERYTHING))
 
-# %% ../nbs/15_supervision.ipynb #7473cc63
+# %% ../nbs/15_supervision.ipynb #4e262e78
 @patch
 def __call__(self:MixedLoss,
              pred:tuple, # a `Prediction`: full-scale logits (B, C, H, W), auxiliary logits
              sets:ClassSets # int64 (B, 3, H, W)
 ) -> Tensor: # scalar
     "The weighted sum of the parts."
-    sets = ClassSets(sets)
+    sets = compact(ClassSets(sets), self.task.n_classes)
     if (sets.possible == 0).any():
         raise ValueError("a pixel has no class: bit 0 of a class set stands for the background")
     if not self.candidates: sets = _known_alone(sets)
     levels, shares = self._levels(pred[1], sets), decided_share(sets, self.task)
-    aux = self._aux_part(pred[1], sets, levels, shares)
-    self.parts = dict(mask=self._mask_part(pred[0], sets, shares), aux=aux)
-    if self.weights['dice']: self.parts['dice'] = soft_dice_loss(pred[0], sets, self.task.overlapping)
+    self.parts = self._full_scale_parts(pred[0], sets, shares)
+    self.parts['aux'] = self._aux_part(pred[1], sets, levels, shares)
     if self.weights['mil'] or self.weights['tight']: self.parts |= self._region_parts(pred, sets, levels)
     return sum(self.weights[k]*v for k, v in self.parts.items())
 

@@ -11,6 +11,18 @@ from fastai.callback.core import Callback
 from fastcore.basics import patch
 from timm.utils import ModelEmaV3
 
+# %% ../nbs/16_teacher.ipynb #978e1fd3
+class _Average(ModelEmaV3):
+    "timm's average, of a network whose tensors stay the same."
+    def pair(self, model):
+        pairs = list(zip(self.module.state_dict().values(), model.state_dict().values()))
+        self.weights = [(a, b) for a, b in pairs if a.is_floating_point()]
+        self.numbers = [(a, b) for a, b in pairs if not a.is_floating_point()]
+
+    def apply_update_(self, model, decay):
+        for a, b in self.numbers: a.copy_(b)
+        if self.weights: self._foreach_lerp_(*map(list, zip(*self.weights)), weight=1-decay)
+
 # %% ../nbs/16_teacher.ipynb #b6029e88
 class MeanTeacher(Callback):
     "Keep an exponential moving average of the model in `learn.teacher`, and validate with it."
@@ -28,15 +40,16 @@ class MeanTeacher(Callback):
             self.ema.update(self.model, self.steps)
         self.skipped = False
 
-# %% ../nbs/16_teacher.ipynb #f9461e17
+# %% ../nbs/16_teacher.ipynb #ddb3d3da
 @patch
 def _begin(self:MeanTeacher):
-    if self.ema is None: self.ema = ModelEmaV3(self.model, self.decay, use_warmup=True, dtype=torch.float32)
+    if self.ema is None: self.ema = _Average(self.model, self.decay, use_warmup=True, dtype=torch.float32)
 
 @patch
 def before_fit(self:MeanTeacher):
     self._begin()
     if self.model is self.ema.module: self.learn.model = self.student # a validation was interrupted
+    self.ema.pair(self.model)
     self.learn.teacher, self.skipped = self.ema.module, False
 
 # %% ../nbs/16_teacher.ipynb #ed3c8483

@@ -1132,6 +1132,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlds.study.plan._ablations': ('plan.html#_ablations', 'mlds/study/plan.py'),
                                  'mlds.study.plan._ancestors': ('plan.html#_ancestors', 'mlds/study/plan.py'),
                                  'mlds.study.plan._arms': ('plan.html#_arms', 'mlds/study/plan.py'),
+                                 'mlds.study.plan._averaged': ('plan.html#_averaged', 'mlds/study/plan.py'),
                                  'mlds.study.plan._check_names': ('plan.html#_check_names', 'mlds/study/plan.py'),
                                  'mlds.study.plan._chest_folders': ('plan.html#_chest_folders', 'mlds/study/plan.py'),
                                  'mlds.study.plan._chunks': ('plan.html#_chunks', 'mlds/study/plan.py'),

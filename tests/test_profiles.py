@@ -11,7 +11,7 @@ from mlds.learner import BATCH_STATISTICS, TEACHERS
 from mlds.phantoms.oct import save_phantoms
 from mlds.pseudolabels import CONFIDENCE
 from mlds.study.parameters import check_parameters, notebook_file, schema
-from mlds.study.plan import HEADLINE, PAPERS, REFERENCES, find_data, make_plan, read_profile
+from mlds.study.plan import AVERAGED, HEADLINE, PAPERS, REFERENCES, find_data, make_plan, read_profile
 from mlds.study.results import main
 from mlds.supervision import AUX_SUPERVISION
 
@@ -238,9 +238,9 @@ def test_evidence_begins_with_the_headline():
     assert {r['notebook'] for r in plan['runs'].values()} == {'train'}
     assert sum(plan['jobs'].values(), []) == names and max(map(len, plan['jobs'].values())) <= 8
     place = {name: k for k, name in enumerate(names)}
-    first = [c for c in cells if c['table'] == 'table2' and c['row'] in HEADLINE + REFERENCES
+    first = [c for c in cells if c['table'] == 'table2' and c['row'] in [AVERAGED, *HEADLINE, *REFERENCES]
              and c['column'] in ('24', 'all')]
-    assert {place[c['run']] for c in first} == set(range(100)) and len({c['seed'] for c in first}) == 10
+    assert {place[c['run']] for c in first} == set(range(120)) and len({c['seed'] for c in first}) == 10
     taught = [c for c in cells if c['table'] == 'table2' and c not in first and not c['row'].startswith(('self', 'un'))]
     def turn(cell): return cell['column'] not in ('6', '24'), cell['seed']
     assert [turn(c) for c in sorted(taught, key=lambda c: place[c['run']])] == sorted(map(turn, taught))
@@ -251,7 +251,7 @@ def test_evidence_at_another_size():
     "The headline alone, with the same rows, on the same patients."
     small, large = (make_plan(ROOT/'settings.ini', name) for name in ('evidence', 'evidence128'))
     assert {(c['row'], c['column']) for c in large['cells']} == \
-        {(r, '24') for r in HEADLINE + REFERENCES[:1]} | {(r, 'all') for r in HEADLINE[:1] + REFERENCES}
+        {(r, '24') for r in [AVERAGED, *HEADLINE, *REFERENCES[:1]]} | {(r, 'all') for r in HEADLINE[:1] + REFERENCES}
     params = [next(iter(plan['runs'].values()))['params'] for plan in (small, large)]
     assert {k for k in params[0] if params[0][k] != params[1][k]} == {'size'}
     assert (small['margin'], small['keep'], small['partial']) == (.02, 'groups', 'yes')

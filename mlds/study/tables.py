@@ -438,7 +438,7 @@ def power_text(table:pd.DataFrame # from `compare_cells`
     return ("A row without any loss would be shown to be non-inferior with 80 % chance, standing alone, at a margin of "
             f"{np.median(margins):.3f} in the median comparison ({margins.min():.3f} to {margins.max():.3f}).")
 
-# %% ../../nbs/38_tables.ipynb #a1165662
+# %% ../../nbs/38_tables.ipynb #dab92803
 def _which_seeds(seeds, planned):
     "The seeds, unless they are all that were planned."
     return '' if len(seeds) == planned else f" (seeds {', '.join(map(str, seeds))})"
@@ -450,10 +450,13 @@ def not_run(name:str, # of the table
     cells = results.cells[results.cells.table == name]
     missing = cells[~cells.run.isin(results.runs.run)]
     if missing.empty: return f'All {len(cells)} runs of the table are there.'
-    planned = cells.groupby(['row', 'column']).size()
-    parts = [', '.join(cell) + _which_seeds(part.seed, planned[cell])
-             for cell, part in missing.groupby(['row', 'column'], sort=False)]
-    return f"Not run yet are {len(missing)} of {len(cells)} runs: {'; '.join(parts)}."
+    planned, columns = cells.groupby(['row', 'column']).size(), {}
+    for (row, column), part in missing.groupby(['row', 'column'], sort=False):
+        columns.setdefault(row, []).append(column + _which_seeds(part.seed, planned[row, column]))
+    together = {}
+    for row, there in columns.items(): together.setdefault(', '.join(there), []).append(row)
+    parts = [f"{there}: {'; '.join(rows)}" for there, rows in together.items()]
+    return f"Not run yet are {len(missing)} of {len(cells)} runs. {'. '.join(parts)}."
 
 # %% ../../nbs/38_tables.ipynb #ca23fda6
 def observation_matrix(cases:pd.DataFrame, # lines of per_case of one run: id, target, measure, value

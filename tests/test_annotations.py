@@ -2,13 +2,16 @@
  "the mask's classes are possible.")
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from PIL import Image
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from mlds.annotations import (KINDS, Boxes, ExtremePoints, ImageLabels, Mask, PartialMask, Points, Scribbles,
-                              _check_box, boxes_of, weaken)
+from mlds.annotations import (KINDS, Boxes, ClassMasks, ExtremePoints, ImageLabels, Interval, Mask, PartialMask, Points,
+                              ProbabilityMaps, ScribbleImage, Scribbles, _check_box, boxes_of, fit_thresholds, weaken)
 from mlds.classsets import (EVERYTHING, MAX_CLASSES, TIGHT, ClassSets, class_sets, encode, from_labels, pyramid, resize,
                             unpack)
 from mlds.pseudolabels import prune_candidates
@@ -194,7 +197,7 @@ def test_partial_masks_contain_the_truth(seed, h, w, c, data):
     labels = random_labels(seed, h, w, c)
     seen = data.draw(st.sets(st.integers(1, c-1)))
     drawn = torch.where(torch.isin(labels, torch.tensor([0, *seen])), labels, 0)
-    sets = PartialMask(drawn.numpy(), annotated=tuple(seen)).class_sets((h, w), c)
+    sets = PartialMask(drawn.numpy(), looked_for=tuple(seen)).class_sets((h, w), c)
     sizes, truth = sizes_of(h, w), from_labels(labels, c)
     for a, b in zip(pyramid(sets, sizes, c), pyramid(truth, sizes, c)): assert_contains(a, b, c)
     open_ = sets.possible[drawn == 0] & ((1 << c) - 1)
@@ -210,7 +213,7 @@ def test_partial_masks_of_overlapping_structures_contain_the_truth(seed, h, w, c
     seen = data.draw(st.sets(st.integers(1, c-1)))
     drawn = bits & encode(seen)
     drawn = torch.where(drawn == 0, 1, drawn)
-    sets = PartialMask(drawn.numpy(), bits=True, annotated=tuple(seen)).class_sets((h, w), c)
+    sets = PartialMask(drawn.numpy(), bits=True, looked_for=tuple(seen)).class_sets((h, w), c)
     truth, unseen = class_sets(bits), encode(set(range(1, c)) - seen)
     assert_contains(sets, truth, c)
     assert inside(torch.full_like(bits, unseen), sets.possible)
@@ -219,7 +222,7 @@ def test_partial_masks_of_overlapping_structures_contain_the_truth(seed, h, w, c
 
 def test_a_partial_mask_that_leaves_nothing_out_is_a_mask():
     labels = random_labels(0, 8, 8, 3)
-    partial, full = PartialMask(labels.numpy(), annotated=(1, 2)), Mask(labels.numpy())
+    partial, full = PartialMask(labels.numpy(), looked_for=(1, 2)), Mask(labels.numpy())
     assert torch.equal(*(m.class_sets((8, 8), 3).as_subclass(Tensor) for m in (partial, full)))
 
 
@@ -333,3 +336,284 @@ def test_shares_are_no_pixels(x0, y0, x1, y1):
 def test_the_smallest_boxes():
     assert _check_box((1, 0, 0, 1, 1), (4, 4), 3) == (1, 0, 0, 1, 1)
     assert _check_box((1, .2, .4, 1.5, 1), (4, 4), 3) == (1, 0, 0, 2, 1)
+
+
+# What people's files hold, each derived from a mask by somebody who tells the truth: class sets -> annotation.
+
+def uniform(g, *shape): return torch.rand(*shape, generator=g)
+def some_classes(g, c): return [k for k in range(1, c) if uniform(g, 1) < .5]
+def drawn_files(sets, classes): return {k: ((sets >> k & 1)*255).to(torch.uint8).numpy() for k in classes}
+def ids_of(sets): return sets.double().log2().long()
+def occurring(sets, c): return [k for k in range(1, c) if (sets >> k & 1).any()]
+
+
+def pixels_with(g, sets, c, n, present):
+    "Rows of class, x, y for random pixels at which the class is present, or at which it is not."
+    rows = [(k, *pixel.tolist()) for k in range(c) for pixel in ((sets >> k & 1) == present).nonzero().flip(1)]
+    return [rows[i] for i in torch.randperm(len(rows), generator=g)[:n]]
+
+
+def with_gaps(sets, c, bits, g):
+    values = torch.where(uniform(g, *sets.shape) < .3, 255, sets if bits else ids_of(sets))
+    return Mask(values.numpy(), bits, unknown=255)
+
+
+def in_other_numbers(sets, c, bits, g):
+    if bits: return Mask((sets & ~1).numpy() << 1, True, values={2 << k: k for k in range(1, c)})
+    values = {int(v): k for k, v in enumerate(torch.randperm(256, generator=g)[:c])}
+    table = torch.tensor(list(values))
+    return Mask(table[ids_of(sets)].numpy(), values=values)
+
+
+def in_colours(sets, c, bits, g):
+    colours = torch.stack([torch.arange(c)*11, uniform(g, c)*255, uniform(g, c)*255], 1).to(torch.uint8)
+    pixels = colours[ids_of(sets & -sets if bits else sets)]
+    if bits: return in_other_numbers(sets, c, bits, g)
+    return Mask(pixels.numpy(), values={tuple(v.tolist()): k for k, v in enumerate(colours)})
+
+
+def by_class(sets, c, bits, g): return ClassMasks(drawn_files(sets, occurring(sets, c)), bits=bits)
+
+
+def by_some_classes(sets, c, bits, g):
+    seen = some_classes(g, c)
+    return ClassMasks(drawn_files(sets, seen), looked_for=seen, bits=bits)
+
+
+def partly(sets, c, bits, g):
+    return weaken(Mask((sets if bits else ids_of(sets)).numpy(), bits), 'partial mask', c, some_classes(g, c))
+
+
+def partly_with_gaps(sets, c, bits, g):
+    full, drawn = partly(sets, c, bits, g), with_gaps(sets, c, bits, g)
+    values = torch.where(drawn.read() < 0, 255, torch.from_numpy(full.labels))
+    return PartialMask(values.numpy(), bits, full.looked_for, unknown=255)
+
+
+def report(sets, c, bits, g):
+    there = occurring(sets, c)
+    said = some_classes(g, c)
+    return ImageLabels([k for k in there if k in said], absent=[k for k in said if k not in there])
+
+
+def some_tight(sets, c, bits, g):
+    boxes = boxes_of(sets.numpy(), c)
+    return Boxes(boxes, tight=(uniform(g, len(boxes)) < .5).tolist())
+
+
+def clicks(sets, c, bits, g):
+    yes, no = (pixels_with(g, sets, c, 8, present) for present in (1, 0))
+    return Points(yes, exhaustive=False, bits=bits, absent=no)
+
+
+def strokes(sets, c, bits, g):
+    one = ids_of(sets & -sets) # one of the classes of a pixel
+    values = torch.where(uniform(g, *sets.shape) < .2, one, 255)
+    values[0, 0] = one[0, 0]
+    return ScribbleImage(values.numpy(), exhaustive=False, bits=bits)
+
+
+def core_and_rim(sets, c, bits, g):
+    subset = sets & torch.randint(0, 1 << c, sets.shape, generator=g)
+    superset = sets | torch.randint(0, 1 << c, sets.shape, generator=g)
+    return Interval(subset.numpy(), superset.numpy(), bits=bits)
+
+
+def soft_maps(sets, c, bits, g):
+    "Of a model that keeps what it calls certain, and what it calls impossible."
+    core, rim = ({k: v for k, v in enumerate(row, 1)} for row in (uniform(g, c-1)*.5 + .5, uniform(g, c-1)*.5))
+    core, rim = ({k: float(v) for k, v in cuts.items()} for cuts in (core, rim))
+    maps = {}
+    for k in range(1, c):
+        there, p = (sets >> k & 1).bool(), uniform(g, *sets.shape).double()
+        maps[k] = torch.where(there, rim[k] + p*(1-rim[k]), p*core[k]*.999).numpy()
+    seen = some_classes(g, c)
+    return ProbabilityMaps({k: maps[k] for k in seen}, core, rim, bits=bits)
+
+
+HONEST = {'mask with unknown pixels': (with_gaps, 'mask'), 'mask in other numbers': (in_other_numbers, 'mask'),
+          'mask in colours': (in_colours, 'mask'), 'a file for each class': (by_class, 'mask'),
+          'a file for some classes': (by_some_classes, 'partial mask'), 'partial mask': (partly, 'partial mask'),
+          'partial mask with unknown pixels': (partly_with_gaps, 'partial mask'), 'report': (report, 'image labels'),
+          'boxes, some tight': (some_tight, 'boxes'), 'points, some denied': (clicks, 'points'),
+          'image of strokes': (strokes, 'scribbles'), 'interval': (core_and_rim, 'interval'),
+          'probability maps': (soft_maps, 'probability maps')}
+MARKS = 'points, some denied', 'image of strokes' # kept in a smaller image, where the pixel may show another class
+honest = st.sampled_from(list(HONEST))
+
+
+def truth_and_annotation(seed, h, w, c, bits, name):
+    sets = random_bits(seed, h, w, c) if bits else 1 << random_labels(seed, h, w, c)
+    return class_sets(sets), HONEST[name][0](sets, c, bits, torch.Generator().manual_seed(seed))
+
+
+files_of_sets = st.integers(2, 8) # classes, so that sets with a code of their own for unknown fit a byte
+
+
+@check(seeds, side, side, files_of_sets, st.booleans(), honest, n=150)
+def test_honest_files_contain_the_truth(seed, h, w, c, bits, name):
+    truth, said = truth_and_annotation(seed, h, w, c, bits, name)
+    sets = said.class_sets((h, w), c)
+    assert_contains(sets, truth, c)
+    assert sets.shape == (3, h, w) and (sets.possible & (1 << c)-1).all()
+    for a, b in zip(pyramid(sets, sizes_of(h, w), c), pyramid(truth, sizes_of(h, w), c)): assert_contains(a, b, c)
+
+
+@check(seeds, side, side, files_of_sets, st.booleans(), honest, side, side, n=150)
+def test_honest_files_at_another_size(seed, h, w, c, bits, name, h2, w2):
+    truth, said = truth_and_annotation(seed, h, w, c, bits, name)
+    sets, small = said.sets_at((h, w), c, (h2, w2)), resize(truth, (h2, w2))
+    assert sets.shape == (3, h2, w2) and inside(sets.certain, sets.possible) and (sets.possible & (1 << c)-1).all()
+    if name in MARKS: return
+    assert inside(sets.certain, small.certain) and inside(small.certain, sets.possible)
+
+
+@check(seeds, side, side, files_of_sets, st.booleans(), honest)
+def test_what_says_nowhere_is_nowhere_certain(seed, h, w, c, bits, name):
+    _, said = truth_and_annotation(seed, h, w, c, bits, name)
+    assert said.kind in (HONEST[name][1], 'tight boxes' if name == 'boxes, some tight' else None)
+    few = c == 2 or name == 'report' # where all classes but one are denied, the last follows
+    if not said.says_where and not few: assert not said.class_sets((h, w), c).certain.any(), name
+
+
+@check(seeds, st.integers(2, 33), st.integers(2, 33), files_of_sets, st.booleans(), st.sampled_from(MARKS), side, side)
+def test_no_mark_is_lost_in_another_size(seed, h, w, c, bits, name, h2, w2):
+    truth, said = truth_and_annotation(seed, h, w, c, bits, name)
+    if name == 'points, some denied': said.absent = ()
+    large, sets = said.class_sets((h, w), c), said.sets_at((h, w), c, (h2, w2))
+    for y, x in large.certain.nonzero().tolist():
+        row, column = int((y + .5)*h2/h), int((x + .5)*w2/w)
+        assert inside(large.certain[y, x], sets.possible[row, column])
+
+
+@check(seeds, files_of_sets, st.booleans())
+def test_a_denied_class_is_denied_at_its_pixel_alone(seed, c, bits):
+    sets = random_bits(seed, 9, 9, c) if bits else 1 << random_labels(seed, 9, 9, c)
+    g = torch.Generator().manual_seed(seed)
+    yes, no = (pixels_with(g, sets, c, 5, present) for present in (1, 0))
+    before, after = (Points(yes, exhaustive=False, bits=bits, absent=rows).class_sets((9, 9), c) for rows in ((), no))
+    changed = ((before.possible ^ after.possible) & (1 << c)-1).nonzero().tolist()
+    assert all(not after.possible[y, x] >> k & 1 for k, x, y in no)
+    assert {(y, x) for y, x in changed} <= {(y, x) for _, x, y in no}
+
+
+@check(seeds, side, side, files_of_sets, st.booleans())
+def test_looking_for_more_says_more(seed, h, w, c, bits):
+    sets = random_bits(seed, h, w, c) if bits else 1 << random_labels(seed, h, w, c)
+    seen = some_classes(torch.Generator().manual_seed(seed), c)
+    few, all_ = (ClassMasks(drawn_files(sets, k), looked_for=k, bits=bits).class_sets((h, w), c)
+                 for k in (seen, list(range(1, c))))
+    assert inside(few.certain, all_.certain) and inside(all_.possible, few.possible)
+    assert torch.equal(all_.as_subclass(Tensor), class_sets(sets).as_subclass(Tensor))
+
+
+@check(seeds, side, side, st.integers(2, 6))
+def test_three_partial_masks_make_a_whole(seed, h, w, c):
+    "What one folder looked for and another did not leaves no pixel open between them."
+    mask = Mask(random_labels(seed, h, w, c).numpy())
+    parts = [weaken(mask, 'partial mask', c, [k]).class_sets((h, w), c) for k in range(1, c)]
+    possible = torch.full((h, w), (1 << c) - 1)
+    for part in parts: possible &= part.possible
+    assert torch.equal(possible, mask.read_sets())
+
+
+@check(seeds, files_of_sets, st.booleans(), st.floats(0, 1), st.floats(0, 1))
+def test_a_wider_rim_and_a_smaller_core_say_less(seed, c, bits, a, b):
+    "Where several classes have no core in common."
+    g, (low, high) = torch.Generator().manual_seed(seed), sorted((a, b))
+    maps = {1: uniform(g, 9, 9).numpy()}
+    wide, narrow = (ProbabilityMaps(maps, {1: core}, {1: rim}, bits=bits).class_sets((9, 9), 2)
+                    for core, rim in ((2, low), (high, high)))
+    assert inside(wide.certain, narrow.certain) and inside(narrow.possible, wide.possible)
+    assert narrow.known.all()
+
+
+def simulated(g, n, h=24, noise=.7):
+    "Blurred squares in noise, of which every fourth image has none: maps and masks."
+    maps, masks = [], []
+    for i in range(n):
+        y, x = np.ogrid[:h, :h]
+        (cy, cx), r = g.uniform(6, 18, 2), g.uniform(2, 6) * (i % 4 > 0)
+        there = np.maximum(abs(y-cy), abs(x-cx)) < r
+        logit = 6*gaussian_filter(there.astype(float), 1) - 3 + noise*g.normal()*2 + noise*g.normal(size=(h, h))
+        maps.append({1: 1/(1 + np.exp(-logit))})
+        masks.append(Mask(there.astype(int)))
+    return maps, masks
+
+
+def held_shares(maps, masks, core, rim):
+    "Mean share of the core that is right where there is a core or the class, and of the class in the rim."
+    right, kept = [], []
+    for one, mask in zip(maps, masks):
+        p, there = one[1], mask.labels == 1
+        if there.any(): kept.append((p[there] >= rim).mean())
+        if (p >= core).any(): right.append(there[p >= core].mean())
+        elif there.any(): right.append(1)
+    return np.mean(right), np.mean(kept)
+
+
+@check(seeds, st.integers(30, 60), st.sampled_from([.7, .8, .9, .95]), n=25)
+def test_thresholds_hold_on_the_masks_at_hand(seed, n, share):
+    maps, masks = simulated(np.random.default_rng(seed), n)
+    found = fit_thresholds(maps, masks, 2, share).loc[1]
+    assert 0 <= found.rim <= found.core
+    assert found.masks == sum((m.labels == 1).any() for m in masks)
+    assert found.pixels == sum((m.labels == 1).sum() for m in masks)
+    assert min(held_shares(maps, masks, found.core, found.rim)) >= share
+
+
+@pytest.mark.parametrize('share', [.8, .9])
+@pytest.mark.parametrize('noise', [.3, .7, 1.5])
+def test_thresholds_hold_on_other_images(share, noise):
+    "In expectation over the masks at hand and the next image: the mean of 40 draws of both."
+    g, held = np.random.default_rng(0), []
+    for _ in range(40):
+        found = fit_thresholds(*simulated(g, 24, noise=noise), 2, share).loc[1]
+        held.append(held_shares(*simulated(g, 24, noise=noise), found.core, found.rim))
+    mean, error = np.mean(held, 0), np.std(held, 0)/len(held)**.5
+    assert (mean > share - 2*error).all(), mean
+
+
+@check(seeds, n=15)
+def test_a_larger_share_leaves_more_open(seed):
+    maps, masks = simulated(np.random.default_rng(seed), 40)
+    low, high = (fit_thresholds(maps, masks, 2, share).loc[1] for share in (.8, .95))
+    if low.rim < low.core: assert high.rim <= low.rim and high.core >= low.core
+    assert high.core - high.rim >= low.core - low.rim
+
+
+def test_unknown_pixels_do_not_count_for_thresholds():
+    maps, masks = simulated(np.random.default_rng(0), 30)
+    half = [Mask(np.where(np.arange(24) < 12, m.labels, 255), unknown=255) for m in masks]
+    left = [Mask(m.labels[:, :12]) for m in masks]
+    cut = [{1: one[1][:, :12]} for one in maps]
+    assert fit_thresholds(maps, half, 2, .7).equals(fit_thresholds(cut, left, 2, .7))
+
+
+@pytest.mark.parametrize('make, words', [
+    (lambda: Mask(np.array([[0, 7]]), values={0: 0}), 'mask holds 7 at 1 pixels'),
+    (lambda: Mask(np.zeros((1, 2, 3), np.uint8), values={(255, 0, 0): 1}), r'holds \(0, 0, 0\) at 2 pixels'),
+    (lambda: Mask(np.array([[[0, 0, 0], [255, 0, 0]]], np.uint8), values={0: 0, 255: 1}), 'is in colour'),
+    (lambda: Mask(np.array([[0, 255]])), 'values={0: 0, 255: 1}'),
+    (lambda: PartialMask(np.array([[0, 1]]), looked_for=[5]), 'foreground classes are 1..1'),
+    (lambda: ClassMasks({3: np.array([[0, 1]])}), 'foreground classes are 1..1'),
+    (lambda: ClassMasks({1: np.array([[3, 255]])}), 'has no soft edges'),
+    (lambda: ClassMasks({1: np.array([[1]])}), 'must agree'),
+    (lambda: ImageLabels([], absent=[2]), 'absent image labels'),
+    (lambda: Points([], absent=[(0, 0, 0), (1, 0, 0)]), 'no class is left there'),
+    (lambda: Boxes([(1, 0, 0, 1, 1)], tight=[True, False]), '2 values for 1 boxes'),
+    (lambda: ScribbleImage(np.array([[255, 255]])), 'nobody drew'),
+    (lambda: Interval(np.array([[0, 1]]), np.array([[0, 1]])), 'no class is possible at 1 pixels, first at x=0, y=0'),
+    (lambda: ProbabilityMaps({1: np.array([[.2, np.nan]])}, {1: .9}, {1: .1}), 'probabilities are')])
+def test_files_that_cannot_be_meant(make, words):
+    with pytest.raises(ValueError, match=words): make().class_sets((1, 2), 2)
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.gif', '.tif', '.bmp'])
+def test_black_and_white_files(tmp_path, suffix):
+    drawn = np.zeros((6, 9), np.uint8)
+    drawn[2:4, 3:7] = 255
+    for mode in ('L', '1', 'RGB', 'P'):
+        path = tmp_path/f'{mode}{suffix}'
+        Image.fromarray(drawn).convert(mode).save(path)
+        assert (ClassMasks({1: path}).read_sets().numpy() == np.where(drawn, 2, 1)).all(), path

@@ -15,7 +15,8 @@ from .task import Task
 from .files import read_image
 from .annotations import (Annotation, Boxes, ExtremePoints, ImageLabels, Mask, PartialMask, Points, Scribbles,
                               Unlabelled)
-from .catalogue import (Catalogue, check_catalogue, read_folder, simulate_budget, split_folds, split_groups)
+from .catalogue import Catalogue, check_catalogue, simulate_budget, split_folds, split_groups
+from .folders import read_folder
 from .dataloaders import make_dataloaders
 from .phantoms.oct import oct_phantoms, save_phantoms
 from .phantoms.chest import chest_phantoms, save_chest_phantoms

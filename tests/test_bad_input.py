@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from mlds.annotations import Boxes, Unlabelled
-from mlds.catalogue import Catalogue, check_catalogue, read_folder, simulate_budget, split_groups, task_of
+from mlds.catalogue import Catalogue, check_catalogue, simulate_budget, split_groups, task_of
+from mlds.folders import read_folder
 from mlds.dataloaders import make_dataloaders
 from mlds.phantoms.oct import save_phantoms
 from mlds.task import Task

@@ -9,7 +9,8 @@ from fastai.torch_core import default_device
 from PIL import Image
 
 from mlds.annotations import Boxes
-from mlds.catalogue import Catalogue, read_folder, simulate_budget, split_groups, unlabelled_rows
+from mlds.catalogue import Catalogue, simulate_budget, split_groups, unlabelled_rows
+from mlds.folders import read_folder
 from mlds.dataloaders import CatalogueDataset, make_dataloaders, prepare_image
 from mlds.files import read_image
 from mlds.phantoms.oct import save_phantoms

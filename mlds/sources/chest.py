@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 
 from ..annotations import Mask, Unlabelled
-from ..catalogue import Catalogue, check_labels, check_splits, read_folder, read_table, split_groups
+from ..catalogue import Catalogue, check_labels, check_splits, split_groups
+from ..folders import read_folder, read_table
 from ..files import write_once
 from ..phantoms.chest import CHEST_TASKS, OBSERVATIONS, STRUCTURES
 from .oct import _resize, _size

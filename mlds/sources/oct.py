@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..catalogue import Catalogue, read_folder
+from ..catalogue import Catalogue
+from ..folders import read_folder
 from ..files import write_once
 from ..phantoms.oct import OCT_CLASSES
 

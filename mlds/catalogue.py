@@ -6,7 +6,7 @@
 __all__ = ['Catalogue', 'task_of', 'check_splits', 'check_labels', 'check_catalogue', 'split_groups', 'split_folds',
            'simulate_budget', 'unlabelled_rows']
 
-# %% ../nbs/07_catalogue.ipynb #95906c04
+# %% ../nbs/07_catalogue.ipynb #e3f9aedf
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from fastprogress import progress_bar
 from .annotations import KINDS, Unlabelled, weaken
 from .classsets import MAX_CLASSES
-from .files import read_image
+from .files import IMAGE_SUFFIXES, ImageSlice, image_slices, image_stem, read_image
 from .task import Task, check_names
 
 # %% ../nbs/07_catalogue.ipynb #fc2c5629
@@ -272,13 +272,11 @@ def _weaken_rows(cat, rows, kind):
     weak = dict(zip(rows.index, map(change, rows.itertuples())))
     return cat.assign(annotation=[weak.get(i, a) for i, a in cat.annotation.items()])
 
-# %% ../nbs/07_catalogue.ipynb #4a3d634b
-_IMAGES = '.png .jpg .jpeg .tif .tiff .bmp .gif .webp'.split()
-
+# %% ../nbs/07_catalogue.ipynb #72c10fd1
 def _images_in(folder):
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in _IMAGES and p.name[0] != '.')
+    found = sorted(p for p in folder.iterdir() if p.name.lower().endswith(IMAGE_SUFFIXES) and p.name[0] != '.')
     if found: return found
-    raise FileNotFoundError(f"{folder} holds no images ({', '.join(_IMAGES)})")
+    raise FileNotFoundError(f"{folder} holds no images ({' '.join(IMAGE_SUFFIXES)})")
 
 def _image_list(images):
     "Files or arrays."
@@ -286,23 +284,41 @@ def _image_list(images):
     if not isinstance(images, (str, Path)): return list(images)
     return _images_in(Path(images)) if Path(images).is_dir() else [images]
 
-# %% ../nbs/07_catalogue.ipynb #93ed1c8c
+# %% ../nbs/07_catalogue.ipynb #da877a30
+def _image_id(image, place):
+    if isinstance(image, ImageSlice): return f'{image_stem(image.file)}/{image.slice}'
+    return image_stem(image) if isinstance(image, (str, Path)) else f'{place}'
+
 def _image_ids(images):
-    names = [Path(i).stem if isinstance(i, (str, Path)) else f'{k}' for k, i in enumerate(images)]
+    names = [_image_id(image, k) for k, image in enumerate(images)]
     twice = [n for n, times in Counter(names).items() if times > 1]
     if not twice: return names
     raise ValueError(f"two images are called {twice[0]}: rename one, or give a catalogue, where each has an id")
 
-# %% ../nbs/07_catalogue.ipynb #810e9f1e
+# %% ../nbs/07_catalogue.ipynb #e1659b15
+def _slices_of(name, image):
+    "Id and image of each slice; of the image itself where it is one, or an array."
+    n = image_slices(image) if isinstance(image, (str, Path)) else 1
+    if n == 1: return [(name, image)]
+    return [(f'{name}/{k}', ImageSlice(Path(image), k)) for k in range(n)]
+
+def _slice_rows(names, images):
+    "Columns id, group, image and, if there are volumes, slice."
+    found = [(i, name, image) for name, file in zip(names, images) for i, image in _slices_of(name, file)]
+    rows = dict(zip(('id', 'group', 'image'), map(list, zip(*found))))
+    slices = [getattr(image, 'slice', None) for image in rows['image']]
+    return rows if set(slices) == {None} else rows | dict(slice=slices)
+
+# %% ../nbs/07_catalogue.ipynb #70dd3339
 def unlabelled_rows(images, # catalogue, folder, file, array (H, W), or a list of files or arrays
                     task:Task # of the network
-) -> Catalogue: # id, group, image, annotation
+) -> Catalogue: # id, group, image, annotation; slice, where there are volumes
     "A catalogue of images of which nothing need be known."
     table = isinstance(images, pd.DataFrame)
     if table and 'annotation' in images: return Catalogue(images, task)
     found = list(images.image) if table else _image_list(images)
     if not found: raise ValueError("there are no images: give image files, or a folder of them")
-    names = list(images.id) if table else _image_ids(found)
-    rows = dict(id=names, group=names, image=found, annotation=[Unlabelled()]*len(names))
+    rows = _slice_rows(list(images.id) if table else _image_ids(found), found)
+    rows['annotation'] = [Unlabelled()]*len(rows['id'])
     blank = dict.fromkeys(task.classes, np.nan) if task.unit == 'image' else {}
     return Catalogue(rows | blank, task)

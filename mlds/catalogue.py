@@ -56,10 +56,10 @@ def task_of(rows:pd.DataFrame # a catalogue
         raise ValueError("the table has no task: make a catalogue of it, Catalogue(rows, Task(['background', ...]))")
     return task
 
-# %% ../nbs/07_catalogue.ipynb #5c0e3669
+# %% ../nbs/07_catalogue.ipynb #ea694972
 def _raise_problems(problems:Sequence[str], # a sentence each
                    error:type[Exception]=ValueError, # what is raised
-                   most:int=20 # problems that are spelt out
+                   most:int=7 # problems that are spelt out
 ) -> None:
     "Raise one error for all problems; nothing happens if there are none."
     if not problems: return

@@ -295,12 +295,13 @@ def _image_ids(images):
     if not twice: return names
     raise ValueError(f"two images are called {twice[0]}: rename one, or give a catalogue, where each has an id")
 
-# %% ../nbs/07_catalogue.ipynb #e1659b15
+# %% ../nbs/07_catalogue.ipynb #507b78e3
 def _slices_of(name, image):
     "Id and image of each slice; of the image itself where it is one, or an array."
     n = image_slices(image) if isinstance(image, (str, Path)) else 1
-    if n == 1: return [(name, image)]
-    return [(f'{name}/{k}', ImageSlice(Path(image), k)) for k in range(n)]
+    return [(name, image)] if n == 1 else _numbered_slices(name, image, n)
+
+def _numbered_slices(name, file, n): return [(f'{name}/{k}', ImageSlice(Path(file), k)) for k in range(n)]
 
 def _slice_rows(names, images):
     "Columns id, group, image and, if there are volumes, slice."

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mlds.annotations import Boxes, ImageLabels, Points, Unlabelled
 from mlds.catalogue import Catalogue, check_catalogue, simulate_budget, split_groups, task_of
-from mlds.folders import check_folder, read_folder
+from mlds.folders import check_folder, join_catalogues, read_folder, save_example
 from mlds.dataloaders import make_dataloaders
 from mlds.phantoms.oct import save_phantoms
 from mlds.task import Task
@@ -79,6 +79,7 @@ def table(folder, file, columns, *rows, kind=''):
     (folder/file).write_text('\n'.join([columns, *(','.join(map(str, r)) for r in rows)]) + '\n')
 def box(folder, *values, id=A): table(folder, 'boxes.csv', BOX, (id, *values), kind='boxes')
 def point(folder, *values): table(folder, 'points.csv', POINT, (A, *values))
+def points(folder, *rows): table(folder, 'points.csv', f'{POINT},present', *((A, *r) for r in rows))
 def strokes(folder, *rows): table(folder, 'scribbles.csv', 'id,stroke,class,x,y', *((A, *r) for r in rows))
 def annotation(folder, where, pixels, **kwargs):
     "An annotation as an image instead of the mask."
@@ -204,7 +205,7 @@ FILES = {
     'point in shares': (lambda f: point(f, 'IRF', .5, .5), ['points.csv row 2', A, '0..1', 'relative']),
     'point outside': (lambda f: point(f, 'IRF', 48, 3), ['points.csv row 2', A, 'leaves the image of 48x32']),
     'point of no class': (lambda f: point(f, '', 8, 3), ['points.csv row 2', A, "class ''", 'IRF, SRF, PED']),
-    'point that contradicts': (lambda f: table(f, 'points.csv', f'{POINT},present', (A, 'IRF', 4, 5, 1), (A, 'IRF', 4, 5, 0)),
+    'point that contradicts': (lambda f: points(f, ('IRF', 4, 5, 1), ('IRF', 4, 5, 0)),
                                [A, 'x=4, y=5 contradict', 'remove']),
     'three extreme points': (lambda f: table(f, 'extreme_points.csv', f'{BOX},x2,y2', (A, 'IRF', *range(6))),
                              ['extreme_points.csv', 'lacks', 'x3, y3']),
@@ -335,7 +336,7 @@ HANDLED = {
     'tight and loose': (lambda f: table(f, 'boxes.csv', f'{BOX},tightness', (A, 'IRF', 1, 2, 3, 4, 'tight'),
                                         (A, 'SRF', 5, 6, 7, 8, 'loose')),
                     lambda c: row(c).annotation.tight == [True, False]),
-    'a point that denies': (lambda f: table(f, 'points.csv', f'{POINT},present', (A, 'IRF', 4, 5, 1), (A, 'SRF', 7, 8, 0)),
+    'a point that denies': (lambda f: points(f, ('IRF', 4, 5, 1), ('SRF', 7, 8, 0)),
                             lambda c: row(c).annotation == Points([(1, 4, 5)], exhaustive=False, absent=[(2, 7, 8)])),
     'absent labels': (lambda f: ((f/MASK).unlink(), edit(f, put(image_labels='IRF', absent_labels='SRF'))),
                       lambda c: row(c).annotation == ImageLabels([1], absent=[2])),
@@ -357,6 +358,26 @@ def test_handled(folder, case):
     before = files_in(folder.parent)
     assert right(read_folder(folder)) and files_in(folder.parent) == before
     assert check_folder(folder).problems == []
+
+def test_the_example_becomes_a_batch(tmp_path):
+    "Every kind of annotation, in batches that hold each of them."
+    cat = read_folder(save_example(tmp_path/'example', size=32))
+    dls = make_dataloaders(cat, bs=22, iterations=2)
+    assert set(dls.quota) == {a.kind for a in cat.annotation}
+    assert dls.one_batch()[1].shape == (sum(dls.quota.values()), 3, 32, 32)
+
+def test_folders_for_different_structures_become_one_batch(pristine, tmp_path):
+    "Three hospitals drew a fluid each; of the two others, which nobody looked for, nothing is ruled out."
+    parts = {}
+    for c, label in enumerate(['IRF', 'SRF', 'PED'], 1):
+        part = shutil.copytree(pristine, tmp_path/label)
+        for file in (part/'masks').iterdir(): save(file, np.uint8(np.array(Image.open(file)) == c))
+        (part/'classes.txt').write_text(f'background\n{label}\n')
+        parts[label] = read_folder(part)
+    cat = join_catalogues(parts)
+    assert cat.task.classes == ('background', 'IRF', 'SRF', 'PED') and cat.group.nunique() == 15
+    _, sets = make_dataloaders(cat, bs=8, iterations=2, tfms=[]).one_batch()
+    assert set(sets[:, 0].unique().tolist()) <= {0, 2, 4, 8} and {0b1101, 0b1011, 0b0111} <= set(sets[:, 1].unique().tolist())
 
 def test_a_volume_becomes_a_batch(folder):
     as_volume(folder)

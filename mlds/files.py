@@ -7,11 +7,12 @@ __all__ = ['IMAGE_SUFFIXES', 'ImageSlice', 'read_image', 'image_size', 'image_sl
            'find_image', 'resize_image', 'read_mask', 'atomic_file', 'read_json', 'write_mask', 'to_json',
            'exact_number', 'content_key', 'folder_manifest', 'write_once', 'lock', 'unlock']
 
-# %% ../nbs/02_files.ipynb #67778c59
+# %% ../nbs/02_files.ipynb #4daf90e7
 import errno, fcntl, glob, hashlib, json, math, os, platform, shutil, tempfile
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,7 @@ def shown(self:_TiffFile, k, window=True):
     inverted = photometric == PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == 'u' and bits > 8
     return np.iinfo(pixels.dtype).max - pixels if inverted else pixels
 
-# %% ../nbs/02_files.ipynb #dba56bef
+# %% ../nbs/02_files.ipynb #68595554
 def _sitk(path):
     try: import SimpleITK
     except ImportError:
@@ -123,7 +124,8 @@ class _VolumeFile:
         return min(_MOST_VOXELS, 1100*self.path.stat().st_size) if whole else _MOST_VOXELS
 
     def stored(self, k):
-        try: return self._slice(k) if self.reader.GetNumberOfComponents() == 1 else self._volume()[k]
+        large = math.prod(self.size)*self.slices > _MOST_KEPT and self.reader.GetNumberOfComponents() == 1
+        try: return self._slice(k) if large else _whole_volume(self.path, os.stat(self.path).st_mtime_ns)[k].copy()
         except RuntimeError: raise ValueError("its data are missing, cut off, or unknown to SimpleITK") from None
 
     def _slice(self, k):
@@ -132,9 +134,17 @@ class _VolumeFile:
         self.reader.SetExtractSize([width, height, 1, 1, 1][:axes])
         return self.sitk.GetArrayFromImage(self.reader.Execute()).reshape(self.size)
 
-    def _volume(self):
-        pixels = self.sitk.GetArrayFromImage(self.reader.Execute())
-        return pixels.reshape(self.slices, *self.size, -1)
+_MOST_KEPT = 1 << 28 # voxels of a volume that is read whole
+
+@lru_cache(maxsize=2)
+def _whole_volume(path, changed):
+    "All slices of a volume, with the channels, if there are several, as the last axis."
+    file = _VolumeFile(path)
+    channels = file.reader.GetNumberOfComponents()
+    pixels = file.reader.Execute()
+    if channels == 1: file._slice(file.slices - 1) # fails where the file is cut off, which goes unnoticed otherwise
+    shape = (file.slices, *file.size, channels)[:3 + (channels > 1)]
+    return file.sitk.GetArrayFromImage(pixels).reshape(shape)
 
 # %% ../nbs/02_files.ipynb #f7bf99f3
 @patch

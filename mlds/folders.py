@@ -670,7 +670,7 @@ def _report_strays(self:_Folder, folder, known):
     for file, name in _stems(folder).items() if folder.is_dir() else ():
         if name not in known: self.problems.append(f"{file} belongs to no image: rename it after one, or remove it")
 
-# %% ../nbs/08_folders.ipynb #ba12b272
+# %% ../nbs/08_folders.ipynb #38955654
 @patch
 def read(self:_Folder, classes, unit, channels):
     "The catalogue; None if there cannot be one."
@@ -700,7 +700,8 @@ def _check_table(self:_Folder, labels):
     names = self.task.classes if self.task.unit == 'image' else self.attempt('', _read_observations, self.path) or []
     self.problems += [p for name in names for p in _wrong_labels(self.table, name, labels)]
     self.observations = [n for n in names if n in self.table]
-    if (encoding := self.table.attrs.get('encoding')) not in ('utf-8-sig', None):
+    encoding = self.table.attrs.get('encoding')
+    if encoding in ('cp1252', 'latin-1'):
         self.notes.append(f"{labels} is not UTF-8 and was read as {encoding}: look at names with accents")
 
 # %% ../nbs/08_folders.ipynb #f453d292

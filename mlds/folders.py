@@ -890,11 +890,13 @@ def check_folder(folder:str|Path, # dataset folder
     shown = images.drop(columns=['checksum', 'present', 'possible'], errors='ignore')
     return FolderReport(reader.path, list(map(str, reader.problems)), reader.notes, shown, tables, cat)
 
-# %% ../nbs/08_folders.ipynb #884cad85
+# %% ../nbs/08_folders.ipynb #59e3e845
 def _examples(cat, n):
-    "Rows of every kind of annotation, in turn, until there are n."
+    "Rows of every kind of annotation in turn, from several groups, until there are n."
     kinds = pd.Series([a.kind for a in cat.annotation])
-    turn, order = kinds.groupby(kinds).cumcount(), kinds.factorize()[0]
+    within_group = kinds.groupby([kinds, cat.group.to_numpy()]).cumcount().sort_values(kind='stable')
+    by_group, order = kinds[within_group.index], kinds.factorize()[0]
+    turn = by_group.groupby(by_group).cumcount().sort_index()
     chosen = np.lexsort((order, turn))[:n]
     by_kind = np.argsort(order[chosen], kind='stable')
     return cat.iloc[chosen[by_kind]]
@@ -913,7 +915,7 @@ def _miniature(row, task, side):
     if task.unit == 'image': return image, torch.tensor([float(row[n]) for n in task.classes])
     return image, row.annotation.sets_at(size, task.n_classes, small)
 
-# %% ../nbs/08_folders.ipynb #4bba8039
+# %% ../nbs/08_folders.ipynb #e09632ed
 def _sheet_item(ax, row, image, label, task):
     _show_item(ax, image, label, task)
     what = row.annotation.kind if task.unit == 'pixel' else ax.get_title()
@@ -925,7 +927,7 @@ def _sheet_legend(fig, labels, classes):
     add_legend(fig, list({handle.get_label(): handle for handle in handles}.values()))
 
 def _save_figure(fig, path):
-    with atomic_file(path) as f: fig.savefig(f, format=path.suffix[1:] or 'png', dpi=120)
+    with atomic_file(path) as f: fig.savefig(f, format=path.suffix[1:] or 'png', dpi=120, bbox_inches='tight')
     plt.close(fig)
 
 # %% ../nbs/08_folders.ipynb #2902a7f5

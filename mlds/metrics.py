@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['overlap_counts', 'known_classes', 'iou', 'dice', 'foreground_iou', 'foreground_dice', 'group_weights',
-           'bootstrap_interval', 'score_table', 'weighted_auroc', 'check_finite', 'auroc_table', 'calibration_error',
-           'pointing_hits', 'localisation_table', 'batch_counts', 'ForegroundIoU', 'ForegroundDice']
+           'bootstrap_interval', 'score_table', 'hd95', 'class_hd95', 'mean_table', 'weighted_auroc', 'check_finite',
+           'auroc_table', 'calibration_error', 'pointing_hits', 'localisation_table', 'batch_counts', 'ForegroundIoU',
+           'ForegroundDice']
 
-# %% ../nbs/20_metrics.ipynb #1a7bd84d
+# %% ../nbs/20_metrics.ipynb #be531ba2
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 from fastai.learner import Metric
+from scipy.ndimage import binary_erosion, distance_transform_edt, find_objects
 from torch import Tensor
 from torchmetrics.functional.classification import binary_calibration_error
 from .classsets import ClassSets
@@ -181,6 +183,55 @@ def score_table(
         raise ValueError(f"counts of {counts.shape[1]} classes, but {task.n_classes} names: {list(task.classes)}")
     columns = _score_columns('IoU', iou, counts, 1, groups, n)
     columns |= _score_columns('Dice', dice, counts, 1, groups, n)
+    return pd.DataFrame(columns, index=[*task.classes, 'mean foreground'])
+
+# %% ../nbs/20_metrics.ipynb #d7dbe3af
+def _outline(mask): return mask & ~binary_erosion(mask)
+
+def hd95(pred:np.ndarray, # bool (H, W)
+         target:np.ndarray, # bool (H, W)
+         spacing:Sequence[float]=(1., 1.) # distance of neighbouring rows and columns, in mm, or 1 for pixels
+) -> float: # in the unit of `spacing`; NaN if either is empty
+    "95th percentile of the distances between two outlines, the larger of both directions."
+    if not pred.any() or not target.any(): return np.nan
+    box, = find_objects((pred | target).astype(int))
+    pred, target = _outline(pred[box]), _outline(target[box])
+    to_target, to_pred = (distance_transform_edt(~x, sampling=spacing) for x in (target, pred))
+    return float(max(np.percentile(to_target[pred], 95), np.percentile(to_pred[target], 95)))
+
+# %% ../nbs/20_metrics.ipynb #2f184fb2
+def class_hd95(pred:Tensor, # int64 (H, W), predicted class sets
+               sets:ClassSets, # int64 (3, H, W), what is known
+               task:Task, # whose classes are compared
+               spacing:Sequence[float]=(1., 1.) # see `hd95`
+) -> Tensor: # float64 (C,); NaN for background, and where a class is not decided everywhere or a mask is empty
+    "HD95 of each foreground class of an image."
+    known = known_classes(sets[None], task)
+    def score(c):
+        if not (known >> c & 1).all(): return np.nan
+        return hd95(*((x >> c & 1).bool().numpy() for x in (pred, sets.certain)), spacing)
+    return torch.tensor([np.nan, *map(score, range(1, task.n_classes))], dtype=torch.float64)
+
+# %% ../nbs/20_metrics.ipynb #43607d74
+def _mean_where(values, weights):
+    "Weighted means (n, C) of the values (N, C) that are there."
+    there = ~values.isnan()
+    return weights@values.nan_to_num() / (weights@there.double())
+
+def mean_table(
+    values:Tensor, # float64 (N,C), a score of each image and class; NaN where there is none
+    task:Task, # names the classes
+    groups:Sequence, # N labels, the patient or volume of each image
+    name:str, # of the score
+    n:int=1000 # bootstrap draws
+) -> pd.DataFrame: # a row per class and one for the mean; the score, low, high, and how many images have one
+    "Mean over images of every class, and their mean over the foreground."
+    total = _with_mean(_mean_where(values, torch.ones(1, len(values)).double()))[0]
+    draws = _mean_where(values, torch.as_tensor(group_weights(groups, n)).double())
+    low, high = _percentiles(_with_mean(draws)).tolist()
+    there = ~values.isnan()
+    images = [*there.sum(0).tolist(), there.any(1).sum().item()]
+    columns = {name: total.tolist(), f'{name} low': low, f'{name} high': high, f'{name} images': images}
     return pd.DataFrame(columns, index=[*task.classes, 'mean foreground'])
 
 # %% ../nbs/20_metrics.ipynb #30350942

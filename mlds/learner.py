@@ -7,11 +7,12 @@ __all__ = ['TEACHERS', 'BATCH_STATISTICS', 'MeanAUROC', 'MixedLearner', 'make_le
            'probabilities', 'predict', 'predict_folder', 'Scores', 'evaluate', 'show_examples', 'mixed_precision',
            'device_name']
 
-# %% ../nbs/24_learner.ipynb #a5e8cf2b
-import os, sys, time
+# %% ../nbs/24_learner.ipynb #e34756ba
+import hashlib, json, os, sys, time, warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,18 +34,21 @@ from fastcore.imports import IN_COLAB, IN_NOTEBOOK
 from fastprogress.fastprogress import progress_bar
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from tifffile import imwrite
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from .batchnorm import SeparateStatistics
-from .catalogue import task_of, unlabelled_rows
+from .catalogue import _slices_of, task_of, unlabelled_rows
 from .checkpoints import Checkpoint
 from .classsets import class_sets, ClassSets, to_labels, unpack
 from .dataloaders import CatalogueDataset, prepare_image
-from .files import read_image, write_mask
+from .files import _mask_suffix, _open, _volume_bytes, _VolumeFile
+from .files import ImageSlice, atomic_file, image_size, image_spacing, image_stem, read_image, to_json, write_mask
 from .labels import MaskedBCE, apply_policy, positive_weights
-from .metrics import ForegroundDice, ForegroundIoU, auroc_table, known_classes, overlap_counts, score_table
-from .models import Classifier, ModelSpec, best_model, load_model, make_network
+from .metrics import (ForegroundDice, ForegroundIoU, auroc_table, class_hd95, dice, iou, known_classes, mean_table,
+                          overlap_counts, score_table)
+from .models import Classifier, ModelSpec, best_model, grey_profile, grey_warning, load_model, make_network
 from .pseudolabels import PseudoLabels, StrongAugment
 from .rivals import RIVALS, rival_callbacks
 from .show import colour_image, example_grid, grey_levels
@@ -166,18 +170,24 @@ def _check_model(model, task):
         raise ValueError(f"the network is for {', '.join(there.task.classes)}, the data for {', '.join(task.classes)}: "
                          "build one with make_network(dls.task, ...) and pass yours as start")
 
-# %% ../nbs/24_learner.ipynb #6aa4389e
+# %% ../nbs/24_learner.ipynb #884bcc64
+def _some_images(dataset, n):
+    "At most n images, spread over a dataset."
+    chosen = np.linspace(0, len(dataset)-1, min(n, len(dataset))).astype(int)
+    return [dataset[i][0].as_subclass(Tensor) for i in chosen]
+
 def _describe(model, dls):
     "Set a network's description by its dataloaders."
     spec = getattr(model, 'spec', None) or ModelSpec(dls.task)
-    model.spec = replace(spec, task=dls.task, size=dls.size and tuple(dls.size), normalise=dls.normalise)
+    grey = grey_profile(_some_images(dls.train.dataset, 64))
+    size = dls.size and tuple(dls.size)
+    model.spec = replace(spec, task=dls.task, size=size, normalise=dls.normalise, grey=grey)
     return model
 
-# %% ../nbs/24_learner.ipynb #57ef36cc
+# %% ../nbs/24_learner.ipynb #063ea585
 def _set_grey_values(model, dataset, n=256):
     "Mean and spread of training images, at most n of them, spread over the dataset."
-    chosen = np.linspace(0, len(dataset)-1, min(n, len(dataset))).astype(int)
-    x = torch.cat([dataset[i][0].as_subclass(Tensor).flatten() for i in chosen])
+    x = torch.cat([image.flatten() for image in _some_images(dataset, n)])
     model.mean.fill_(x.mean())
     model.std.fill_(x.std())
 
@@ -350,7 +360,7 @@ def probabilities(model:nn.Module, # with a `spec`; put into evaluation mode
     mirrored = probabilities(model, x.flip(-1))
     return (p + (mirrored.flip(-1) if p.ndim == 4 else mirrored))/2
 
-# %% ../nbs/24_learner.ipynb #911b6aa1
+# %% ../nbs/24_learner.ipynb #03786919
 def _one_model(model):
     if isinstance(model, Learner): return best_model(model)
     if isinstance(model, (str, Path)): return load_model(model).to(default_device())
@@ -358,75 +368,388 @@ def _one_model(model):
     raise ValueError(f"the {type(model).__name__} has no description: set its `spec`, a ModelSpec, "
                      "or pass a model file")
 
+def _disagreement(one, other):
+    "The first thing that two tasks state differently, in words."
+    def words(value): return ', '.join(map(str, value)) if isinstance(value, tuple) else str(value)
+    name = next(k for k in vars(one) if getattr(one, k) != getattr(other, k))
+    return f"{name} {words(getattr(one, name))}", f"{name} {words(getattr(other, name))}"
+
+# %% ../nbs/24_learner.ipynb #fcfd1f1f
 def _all_models(model):
     "Networks with one task."
-    models = [_one_model(m) for m in (model if isinstance(model, (list, tuple, L)) else [model])]
-    if not models: raise ValueError("no model: the list is empty")
-    for m in models[1:]:
-        if m.spec.task != models[0].spec.task:
-            raise ValueError(f"the models have different tasks: {models[0].spec.task} and {m.spec.task}")
+    given = list(model) if isinstance(model, (list, tuple, L)) else [model]
+    if not given: raise ValueError("no model: the list is empty")
+    models = [_one_model(m) for m in given]
+    first = models[0].spec.task
+    for i, m in enumerate(models):
+        if m.spec.task == first: continue
+        here, there = _disagreement(first, m.spec.task)
+        name = given[i] if isinstance(given[i], (str, Path)) else f'model {i+1}'
+        raise ValueError(f"the models have different tasks: {here} of the first, but {there} of {name}; "
+                         "average networks of one task only")
     return models
 
-# %% ../nbs/24_learner.ipynb #9d4ae3ee
-def _image_probs(model, pixels, flip):
-    "What one network says about one image, at the image's own size."
+# %% ../nbs/24_learner.ipynb #52b7a119
+def _strangeness(models, pixels, tiles=None):
+    "What is unlike the training images in the grey values of an image; '' if nothing is."
+    for m in models:
+        size = m.spec.size if tiles is None else None
+        text = grey_warning(prepare_image(pixels, size, m.spec.normalise), m.spec.grey)
+        if text: return text
+    return ''
+
+class _Warned(list):
+    "Names of images that were warned of; only the first few are told one by one."
+    def add(self, name, text, most=3):
+        if not text: return
+        self.append(name)
+        if len(self) <= most: warnings.warn(f"image {name}: {text}", stacklevel=3)
+    def close(self, total, most=3):
+        if len(self) <= most: return
+        warnings.warn(f"{len(self)} of {total} images have grey values far from the training images'; "
+                      f"the last is {self[-1]}", stacklevel=3)
+
+# %% ../nbs/24_learner.ipynb #acd62445
+def _starts(length, tile, overlap):
+    "Where tiles begin along a side; the first and the last touch the border."
+    step = max(1, round(tile*(1-overlap)))
+    n = -(-(length-tile)//step) + 1
+    return np.linspace(0, length-tile, n).round().astype(int)
+
+def _hann(size):
+    "Weight of each pixel of a tile (h, w), nowhere zero."
+    return torch.outer(*(torch.hann_window(n+2, periodic=False)[1:-1] for n in size))
+
+# %% ../nbs/24_learner.ipynb #c307310f
+def _in_tiles(model, pixels, flip, overlap):
+    "What one network says about an image, tile by tile at the image's own resolution."
+    x = prepare_image(pixels, None, model.spec.normalise)
+    tile = [min(pair) for pair in zip(model.spec.size or x.shape[1:], x.shape[1:])]
+    window = _hann(tile)
+    total, weight = torch.zeros(model.spec.task.n_classes, *x.shape[1:]), torch.zeros(x.shape[1:])
+    rows, columns = (_starts(n, t, overlap) for n, t in zip(x.shape[1:], tile))
+    for i, j in product(rows, columns):
+        here = ..., slice(i, i+tile[0]), slice(j, j+tile[1])
+        total[here] += window*probabilities(model, x[here][None], flip)[0].cpu()
+        weight[here] += window
+    return total/weight
+
+# %% ../nbs/24_learner.ipynb #16443e8a
+def _resized(model, pixels, flip):
+    "What one network says about one image, seen whole at the training size."
     x = prepare_image(pixels, model.spec.size, model.spec.normalise)
     p = probabilities(model, x[None], flip).cpu()
     return p[0] if p.ndim == 2 else nn.functional.interpolate(p, pixels.shape[:2], mode='bilinear')[0]
 
-def _mean_probs(models, image, flip=False):
-    "What several networks say about one image: float (C, H, W) or (K,)."
-    pixels = read_image(image, models[0].spec.task.channels)
-    return torch.stack([_image_probs(m, pixels, flip) for m in models]).mean(0)
+def _check_tiles(tiles, task):
+    if tiles is None: return
+    if task.unit == 'image': raise ValueError("tiles are for labels of pixels: a classifier judges whole images")
+    if isinstance(tiles, bool) or not 0 <= tiles < 1:
+        raise ValueError(f"tiles={tiles}: give the overlap of neighbouring tiles, from 0 to below 1, .5 for instance")
 
+def _mean_probs(models, pixels, flip=False, tiles=None):
+    "What several networks say about one image: float (C, H, W) or (K,)."
+    if tiles is None: return torch.stack([_resized(m, pixels, flip) for m in models]).mean(0)
+    return torch.stack([_in_tiles(m, pixels, flip, tiles) for m in models]).mean(0)
+
+# %% ../nbs/24_learner.ipynb #ec6ff217
 def _decided(probs, task):
     "Class ids, class sets or probabilities by name."
     if task.unit == 'image': return dict(zip(task.classes, probs.tolist()))
     if task.overlapping: return task.decide(probs[None])[0].numpy()
     return probs.argmax(0).byte().numpy()
 
-# %% ../nbs/24_learner.ipynb #b72944a7
+# %% ../nbs/24_learner.ipynb #47a1f60d
 def predict(model:nn.Module|Learner|str|Path|Sequence, # a network, a learner, a model file, or a list of these
-            image:np.ndarray|str|Path, # image or its file, at any size
+            image:np.ndarray|str|Path|ImageSlice, # image or its file, at any size
             probabilities:bool=False, # return those of all classes at each pixel instead
-            flip:bool=False # average with the prediction for the mirrored image
+            flip:bool=False, # average with the prediction for the mirrored image
+            tiles:float|None=None # overlap of tiles at the image's own resolution, 0..1; None: the whole image, resized
 ) -> np.ndarray|dict: # class ids (H, W); class sets (H, W) where classes overlap; observation -> probability
     "Segment or classify one image."
     models = _all_models(model)
-    probs = _mean_probs(models, image, flip)
     task = models[0].spec.task
+    _check_tiles(tiles, task)
+    pixels = read_image(image, task.channels)
+    name = 'in memory' if isinstance(image, np.ndarray) else image
+    _Warned().add(name, _strangeness(models, pixels, tiles))
+    probs = _mean_probs(models, pixels, flip, tiles)
     return probs.numpy() if probabilities and task.unit == 'pixel' else _decided(probs, task)
 
-# %% ../nbs/24_learner.ipynb #afcc3193
+# %% ../nbs/24_learner.ipynb #97a60cf4
 def _pixels_by_class(mask, task):
     bits = mask if task.overlapping else 1 << mask.astype(np.int64)
     return {name: int((bits >> c & 1).sum()) for c, name in enumerate(task.classes)}
 
-def _write_prediction(name, decided, task, to):
-    "One row of the table; for pixels, the label image as well."
-    if task.unit == 'image': return dict(id=name, **decided)
-    file = write_mask(decided, to/f'{name}.png', task.overlapping)
-    return dict(id=name, file=str(file), **_pixels_by_class(decided, task))
+def _measured(pixels, size, unit):
+    "Numbers of pixels, and the same in mm2 or mm3 where the size of a pixel is known."
+    if size is None: return pixels
+    return pixels | {f'{name} {unit}': float(f'{n*size:.6g}') for name, n in pixels.items()}
 
-# %% ../nbs/24_learner.ipynb #14394e40
-def predict_folder(model:nn.Module|Learner|str|Path|Sequence, # as for `predict`
-                   images:str|Path|Sequence|pd.DataFrame, # folder, files, or rows of a catalogue
-                   to:str|Path, # folder for label images and predictions.csv
-                   flip:bool=False, # see `predict`
-                   bar:bool|None=None # see `progress`
-) -> pd.DataFrame: # id, file and pixels of each class; id and probability of each observation
-    "Segment or classify many images, and write the results down."
-    models, to, rows = _all_models(model), Path(to), []
+def _pixel_area(image):
+    "mm2, or None."
+    spacing = None if isinstance(image, np.ndarray) else image_spacing(image)
+    return spacing and spacing[0]*spacing[1]
+
+# %% ../nbs/24_learner.ipynb #6f00fa92
+def _voxel_volume(file):
+    "mm3, or None: where slices are stored without their distance, SimpleITK says 1."
+    opened, area = _open(file, 'image'), _pixel_area(file)
+    if area is None: return None
+    apart = opened.reader.GetSpacing()[2]
+    dicom = opened._meta('0008|0016')
+    return None if dicom and apart == 1 and not opened._meta('0018|0088') else area*apart
+
+# %% ../nbs/24_learner.ipynb #b6b536ac
+@dataclass
+class _Output:
+    "Where and how predictions are written."
+    to: Path
+    task: Task
+    overlay: bool
+    probabilities: bool
+
+    def place(self, *parts):
+        "A path below the folder, whose own folder exists."
+        path = self.to.joinpath(*parts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+@patch
+def mask(self:_Output, name, file, masks):
+    "Write the mask of a file."
+    like = None if isinstance(file, np.ndarray) else file
+    mask = masks[0] if len(masks) == 1 else np.stack(masks)
+    return write_mask(mask, self.place(f'{name}.png'), self.task.overlapping, like)
+
+# %% ../nbs/24_learner.ipynb #be1f8476
+@patch
+def maps(self:_Output, name, file, probs):
+    "Write the probabilities of a file, a map for each class."
+    volume = None if isinstance(file, np.ndarray) else _open(file, 'image')
+    suffix = _mask_suffix(volume, file) if isinstance(volume, _VolumeFile) else '.tif'
+    for c, values in zip(self.task.classes, np.stack(probs, 1)):
+        with atomic_file(self.place('probabilities', c.replace('/', '_'), name + suffix)) as f:
+            if suffix != '.tif': f.write(_volume_bytes(values, volume, suffix))
+            else: imwrite(f, values, photometric='minisblack', compression='zlib')
+
+# %% ../nbs/24_learner.ipynb #8700b747
+def _shown(pixels):
+    "An image as `example_grid` takes it, (1, H, W) or (1, channels, H, W)."
+    return grey_levels(pixels)[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)[None]
+
+@patch
+def picture(self:_Output, name, pixels, mask):
+    "Draw a prediction beside its image."
+    sets = class_sets(torch.as_tensor(mask))[None] if self.task.overlapping else mask[None]
+    fig = example_grid(dict(prediction=sets), _shown(pixels), self.task.classes)
+    with atomic_file(self.place('overlays', f'{name}.png')) as f: fig.savefig(f, format='png', dpi=250)
+    plt.close(fig)
+
+# %% ../nbs/24_learner.ipynb #81aa2242
+def _is_blank(image):
+    "Whether an image is a slice of a volume that holds one value only."
+    if not isinstance(image, ImageSlice): return False
+    pixels = _open(image, 'image').shown(image.slice)
+    return pixels.min() == pixels.max()
+
+def _nothing(image, task):
+    "Probabilities of an empty slice: background."
+    probs = torch.zeros(task.n_classes, *image_size(image))
+    probs[0] = 1
+    return probs
+
+# %% ../nbs/24_learner.ipynb #1860d10b
+def _look(models, image, flip, tiles):
+    "Pixels, probabilities and strangeness of an image; no pixels of a blank slice."
     task = models[0].spec.task
-    images = unlabelled_rows(images, task)
-    to.mkdir(parents=True, exist_ok=True)
-    for name, image in progress(zip(images.id, images.image), 'predict', len(images), bar):
-        rows.append(_write_prediction(name, _decided(_mean_probs(models, image, flip), task), task, to))
-    table = pd.DataFrame(rows)
-    table.to_csv(to/'predictions.csv', index=False)
-    return table
+    try: pixels = read_image(image, task.channels)
+    except ValueError:
+        if task.unit == 'pixel' and _is_blank(image): return None, _nothing(image, task), ''
+        raise
+    return pixels, _mean_probs(models, pixels, flip, tiles), _strangeness(models, pixels, tiles)
 
-# %% ../nbs/24_learner.ipynb #4a5b1562
+# %% ../nbs/24_learner.ipynb #054a778a
+@patch
+def image(self:_Output, name, image, looked):
+    "The line of an image, its mask, and its probabilities if they are kept."
+    pixels, probs, strange = looked
+    decided = _decided(probs, self.task)
+    warning = dict(warning=strange) if strange else {}
+    if self.task.unit == 'image': return dict(id=name, **decided, **warning), None, None
+    if self.overlay and pixels is not None: self.picture(name, pixels, decided)
+    areas = _measured(_pixels_by_class(decided, self.task), _pixel_area(image), 'mm2')
+    return dict(id=name, **areas, **warning), decided, probs.numpy() if self.probabilities else None
+
+# %% ../nbs/24_learner.ipynb #77750a43
+@patch
+def file(self:_Output, name, file, images, look):
+    "Predict the images of a file and write what belongs to it; its lines of both tables."
+    lines, masks, probs = zip(*(self.image(n, image, look(image)) for n, image in images))
+    if self.task.unit == 'image': return dict(lines=lines)
+    if self.probabilities: self.maps(name, file, probs)
+    mask = self.mask(name, file, masks).relative_to(self.to).as_posix()
+    done = dict(lines=[dict(id=line['id'], file=mask) | line for line in lines])
+    if len(images) == 1: return done
+    voxels = {c: sum(line[c] for line in lines) for c in self.task.classes}
+    volume = dict(id=name, file=mask, slices=len(images))
+    return done | dict(volume=volume | _measured(voxels, _voxel_volume(file), 'mm3'))
+
+# %% ../nbs/24_learner.ipynb #9f11f956
+def _fingerprint(models, **options):
+    "Characters that differ where a network or an option does."
+    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    for m in models:
+        digest.update(json.dumps(to_json(m.spec.to_dict(), 'spec'), sort_keys=True).encode())
+        for v in m.state_dict().values(): digest.update(v.as_subclass(Tensor).cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+def _stamp(file):
+    "Size and time of a file; None for an array, which may have changed."
+    if isinstance(file, np.ndarray): return None
+    stat = os.stat(file)
+    return [stat.st_size, stat.st_mtime_ns]
+
+# %% ../nbs/24_learner.ipynb #25f7da5c
+def _whole_lines(path):
+    "The lines of a journal; the last may be cut off."
+    if not path.exists(): return []
+    return [json.loads(line) for line in path.read_text().split('\n')[:-1]]
+
+class _Journal:
+    "What was predicted into a folder: a head, and a line for each file."
+    def __init__(self, folder):
+        self.folder, self.path = folder, folder/'.predictions.jsonl'
+        self.head, *lines = _whole_lines(self.path) or [dict(key='', names=[])]
+        self.done = {line['name']: line for line in lines}
+        self.masks = {mask: stamp for line in lines for mask, stamp in line['masks'].items()}
+    def text(self, *lines): return ''.join(json.dumps(line) + '\n' for line in lines).encode()
+    def add(self, name, file, line):
+        masks = {row['file']: _stamp(self.folder/row['file']) for row in line['lines'] if 'file' in row}
+        self.done[name] = line | dict(name=name, stamp=_stamp(file), masks=masks)
+        with open(self.path, 'ab') as f: f.write(self.text(self.done[name]))
+
+# %% ../nbs/24_learner.ipynb #1d8dcd57
+@patch
+def left(self:_Journal, key, files):
+    "What has to be predicted: all, if the key is another, else what is new or has changed."
+    if self.head['key'] != key: self.done = {}
+    return {name: file for name, file in files.items() if not self.has(name, file)}
+
+@patch
+def begin(self:_Journal, key, names):
+    "Write the head, and what is done."
+    self.head = dict(key=key, names=list(dict.fromkeys([*self.head['names'], *names])))
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(self.path) as f: f.write(self.text(self.head, *self.done.values()))
+
+@patch
+def has(self:_Journal, name, file):
+    "Whether a file is predicted, and has not changed since."
+    line = self.done.get(name)
+    if line is None or line['stamp'] is None or line['stamp'] != _stamp(file): return False
+    return all((self.folder/mask).exists() for mask in line['masks'])
+
+@patch
+def owns(self:_Journal, name, path):
+    "Whether a file in the folder is a prediction, as it was written."
+    written = self.masks.get(path.relative_to(self.folder).as_posix())
+    return name in self.head['names'] and (written is None or written == _stamp(path))
+
+# %% ../nbs/24_learner.ipynb #a33f0305
+def _files_of(rows):
+    "The file of each image, by name; slices of one volume are one file."
+    files = {}
+    for name, image in zip(rows.id.astype(str), rows.image):
+        if isinstance(image, ImageSlice): name, image = name.removesuffix(f'/{image.slice}'), image.file
+        files.setdefault(name, image)
+    return files
+
+def _check_places(to, files):
+    "Raise if a mask would lie among the images, or out of the folder; the folders of masks."
+    images = {Path(f).resolve().parent for f in files.values() if not isinstance(f, np.ndarray)}
+    places = {name: (to/name).resolve() for name in files}
+    for name, place in places.items():
+        if not place.is_relative_to(to.resolve()): raise ValueError(f"id {name} leads out of {to}: give it another id")
+        if place.parent in images: raise ValueError(f"{place.parent} holds images: choose another folder for the masks")
+    return {place.parent for place in places.values()}
+
+# %% ../nbs/24_learner.ipynb #b26540e8
+def _check_free(to, files, journal):
+    "Raise before a file that is not a prediction would be replaced."
+    there = [p for folder in _check_places(to, files) if folder.exists() for p in sorted(folder.iterdir())]
+    for path in there:
+        path = to/path.relative_to(to.resolve())
+        name = path.relative_to(to).with_name(image_stem(path)).as_posix()
+        if path.is_dir() or name not in files or journal.owns(name, path): continue
+        raise FileExistsError(f"{path} is there already and not as a prediction was written: "
+                              "choose another folder, or move it away")
+
+def _begin(to, files, key, task):
+    "The journal of a folder into which files are to be predicted, and the files that are left."
+    journal = _Journal(to)
+    left = journal.left(key, files)
+    if task.unit == 'pixel': _check_free(to, left, journal)
+    journal.begin(key, left)
+    return journal, left
+
+# %% ../nbs/24_learner.ipynb #46745bbf
+def _predict_files(files, out, journal, look, bar):
+    "Predict files, one after the other."
+    images = {name: _slices_of(name, file) for name, file in files.items()}
+    total, strange = sum(map(len, images.values())), _Warned()
+    ticks = progress(range(total), 'predict', total, bar)
+    def seen(image):
+        next(ticks, None)
+        return look(image)
+    for name, parts in images.items():
+        line = out.file(name, files[name], parts, seen)
+        journal.add(name, files[name], line)
+        for row in line['lines']: strange.add(row['id'], row.get('warning'))
+    next(ticks, None)
+    strange.close(total)
+
+# %% ../nbs/24_learner.ipynb #ca926839
+def _in_order(rows, first):
+    "A table whose columns begin with these, and end with areas and warnings."
+    table = pd.DataFrame(rows)
+    late = [c for c in table if c.endswith((' mm2', ' mm3'))] + [c for c in table if c == 'warning']
+    return table[[*first, *(c for c in table if c not in [*first, *late]), *late]]
+
+def _placed(row, to): return row | dict(file=str(to/row['file'])) if 'file' in row else row
+
+def _write_tables(to, done, task):
+    "Write both tables; the one of images."
+    first = ['id'] if task.unit == 'image' else ['id', 'file', *task.classes]
+    images = _in_order([_placed(row, to) for line in done for row in line['lines']], first)
+    volumes = [_placed(line['volume'], to) for line in done if 'volume' in line]
+    tables = dict(predictions=images) | (dict(volumes=_in_order(volumes, ['id'])) if volumes else {})
+    for name, table in tables.items():
+        with atomic_file(to/f'{name}.csv') as f: f.write(table.to_csv(index=False).encode())
+    return images
+
+# %% ../nbs/24_learner.ipynb #13c53772
+def predict_folder(model:nn.Module|Learner|str|Path|Sequence, # as for `predict`
+                   images:str|Path|Sequence|pd.DataFrame, # folder, files, or rows of a catalogue; of volumes all slices
+                   to:str|Path, # folder for masks and tables; not that of the images
+                   flip:bool=False, # see `predict`
+                   tiles:float|None=None, # see `predict`
+                   overlay:bool=False, # draw each prediction, too
+                   probabilities:bool=False, # write maps of each class, too
+                   bar:bool|None=None # see `progress`
+) -> pd.DataFrame: # predictions.csv: id, file, pixels of each class, mm2; or id and probability of each observation
+    "Segment or classify many images, and write the results down; goes on where it was interrupted."
+    models, to = _all_models(model), Path(to)
+    task = models[0].spec.task
+    _check_tiles(tiles, task)
+    files = _files_of(unlabelled_rows(images, task))
+    key = _fingerprint(models, flip=flip, tiles=tiles, overlay=overlay, probabilities=probabilities)
+    journal, left = _begin(to, files, key, task)
+    look = partial(_look, models, flip=flip, tiles=tiles)
+    _predict_files(left, _Output(to, task, overlay, probabilities), journal, look, bar)
+    return _write_tables(to, [journal.done[name] for name in files], task)
+
+# %% ../nbs/24_learner.ipynb #f5beb44e
 @dataclass(repr=False)
 class Scores:
     "What `evaluate` found."
@@ -436,20 +759,45 @@ class Scores:
     per_image: pd.DataFrame|None = None # id, group, class, TP, FP, FN
     pred: list|None = None # N class ids or class sets, as of `predict`
     probs: Tensor|None = None # (N, K), of labels of images
+    shares: np.ndarray|None = None # (N,), known share of each image; 0..1
+    hd95: pd.DataFrame|None = None # N*C rows as in `per_image`, a column whose name has the unit
 
-    def __repr__(self): return f'{self.table.round(3)}\n{self.known:.1%} known'
-    def _repr_html_(self): return f'{self.table.round(3)._repr_html_()}<p>{self.known:.1%} known</p>'
+    @property
+    def partly(self): return 0 if self.shares is None else int((self.shares < 1).sum())
+    @property
+    def _words(self):
+        part = f'; {self.partly} of {len(self.shares)} images in part only' if self.partly else ''
+        return f'{self.known:.1%} known{part}'
+    def __repr__(self): return f'{self.table.round(3)}\n{self._words}'
+    def _repr_html_(self): return f'{self.table.round(3)._repr_html_()}<p>{self._words}</p>'
 
-# %% ../nbs/24_learner.ipynb #59962202
-def _compare(probs, row, task):
-    "Prediction, overlap counts (C, 3) and known share of one image."
+# %% ../nbs/24_learner.ipynb #7043289f
+@patch(as_prop=True)
+def by_image(self:Scores) -> pd.DataFrame: # id, group, class, known share, IoU, Dice, HD95 if it was measured
+    "The scores of each image and class; NaN for a class that is neither there nor predicted."
+    names = self.per_image[['id', 'group', 'class']]
+    known = np.repeat(self.shares, self.counts.shape[1])
+    table = names.assign(known=known, IoU=iou(self.counts).flatten(), Dice=dice(self.counts).flatten())
+    return table if self.hd95 is None else table.join(self.hd95)
+
+# %% ../nbs/24_learner.ipynb #f4263294
+def _spacings(rows, task):
+    "The unit of distances, and the spacing of each image."
+    found = [None if isinstance(i, np.ndarray) else image_spacing(i) for i in rows.image]
+    found = [spacing or task.spacing for spacing in found]
+    return ('mm', found) if all(found) else ('pixels', [(1., 1.)]*len(rows))
+
+def _compare(probs, row, task, spacing):
+    "Prediction, overlap counts (C, 3), known share and HD95 (C,) of one image."
     sets = row.annotation.class_sets(probs.shape[-2:], task.n_classes)[None]
     known = known_classes(sets, task)
     share = unpack(known, task.n_classes).double().mean().item()
     if not share:
         raise ValueError(f"id {row.id}: nothing is known of it ({row.annotation.kind}): leave it out of the evaluation")
-    counts = overlap_counts(task.decide(probs[None]), sets.certain, task.n_classes, known)
-    return _decided(probs, task), counts[0], share
+    decided = task.decide(probs[None])
+    counts = overlap_counts(decided, sets.certain, task.n_classes, known)
+    distances = class_hd95(decided[0], sets[0], task, spacing) if spacing else None
+    return _decided(probs, task), counts[0], share, distances
 
 # %% ../nbs/24_learner.ipynb #a8078663
 def _per_image(counts, rows, task):
@@ -458,18 +806,35 @@ def _per_image(counts, rows, task):
     names = {k: rows[k].repeat(task.n_classes).tolist() for k in ('id', 'group')}
     return pd.DataFrame(names | {'class': list(task.classes)*len(rows)}).join(table)
 
-# %% ../nbs/24_learner.ipynb #158ffe11
-def _evaluate_pixels(models, rows, task, flip, bar):
-    results = [_compare(_mean_probs(models, row.image, flip), row, task)
-               for row in progress(rows.itertuples(), 'evaluate', len(rows), bar)]
-    pred, counts, known = zip(*results)
+# %% ../nbs/24_learner.ipynb #2dce0889
+def _seen(models, row, flip, tiles, strange):
+    "What the networks say about the image of a row."
+    pixels, probs, text = _look(models, row.image, flip, tiles)
+    strange.add(row.id, text)
+    return probs
+
+def _evaluate_pixels(models, rows, task, flip, bar, tiles, distances):
+    unit, spacings = _spacings(rows, task) if distances else ('', [None]*len(rows))
+    strange, lines = _Warned(), progress(list(zip(rows.itertuples(), spacings)), 'evaluate', bar=bar)
+    results = [_compare(_seen(models, row, flip, tiles, strange), row, task, spacing) for row, spacing in lines]
+    strange.close(len(rows))
+    pred, counts, known, apart = zip(*results)
     counts = torch.stack(counts)
     table = score_table(counts, task, rows.group).iloc[1:]
-    return Scores(table, float(np.mean(known)), counts, _per_image(counts, rows, task), list(pred))
+    known, per_image = np.array(known), _per_image(counts, rows, task)
+    scores = Scores(table, float(known.mean()), counts, per_image, list(pred), shares=known)
+    return _with_distances(scores, torch.stack(apart), task, rows, f'HD95 {unit}') if distances else scores
+
+# %% ../nbs/24_learner.ipynb #41151b6d
+def _with_distances(scores, apart, task, rows, name):
+    "Scores that have HD95, too."
+    table = scores.table.join(mean_table(apart, task, rows.group, name))
+    return replace(scores, table=table, hd95=pd.DataFrame({name: apart.flatten().numpy()}))
 
 def _evaluate_images(models, rows, task, flip, bar, **policy):
-    images = progress(rows.image, 'evaluate', bar=bar)
-    probs = torch.stack([_mean_probs(models, image, flip) for image in images])
+    strange, lines = _Warned(), progress(rows.itertuples(), 'evaluate', len(rows), bar)
+    probs = torch.stack([_seen(models, row, flip, None, strange) for row in lines])
+    strange.close(len(rows))
     labels = apply_policy(rows[list(task.classes)], **policy)
     known = ~labels.isnan()
     blank = rows.id[~known.any(1).numpy()]
@@ -477,19 +842,23 @@ def _evaluate_images(models, rows, task, flip, bar, **policy):
     table = auroc_table(probs, labels, rows.group, task.classes, blank='ignore').set_index('observation')
     return Scores(table, known.double().mean().item(), probs=probs)
 
-# %% ../nbs/24_learner.ipynb #384d591e
+# %% ../nbs/24_learner.ipynb #493cce0f
 def evaluate(model:nn.Module|Learner|str|Path|Sequence, # as for `predict`
              rows:pd.DataFrame, # catalogue, or rows of one, with annotations or labels
              flip:bool=False, # see `predict`
              bar:bool|None=None, # see `progress`
+             tiles:float|None=None, # see `predict`
+             distances:bool=False, # measure HD95, too
              **policy # for labels of images: uncertain and blank, see `apply_policy`
 ) -> Scores: # table, known share, counts, predictions
     "Compare predictions with what is known."
     models, task = _all_models(model), task_of(rows)
     if not len(rows): raise ValueError("no rows to evaluate: the split is empty")
     _check_model(models[0], task)
+    _check_tiles(tiles, task)
     if task.unit == 'image': return _evaluate_images(models, rows, task, flip, bar, **policy)
-    return _evaluate_pixels(models, rows, task, flip, bar)
+    if policy: raise TypeError(f"{', '.join(policy)}: labels of pixels have no such option")
+    return _evaluate_pixels(models, rows, task, flip, bar, tiles, distances)
 
 # %% ../nbs/24_learner.ipynb #79c7a12e
 @patch

@@ -57,7 +57,7 @@ def from_dict(cls:ModelSpec,
     size = values['size'] and tuple(values['size'])
     return cls(**values | dict(task=Task.from_dict(values['task']), size=size))
 
-# %% ../nbs/23_models.ipynb #6eb4d826
+# %% ../nbs/23_models.ipynb #a067059f
 _LEVELS = np.linspace(.05, .95, 19)
 
 def _quantiles(image): return np.quantile(np.asarray(image), _LEVELS)
@@ -67,8 +67,8 @@ def grey_profile(images:Sequence[Tensor] # N prepared images, of the training
     "What the grey values of training images are like."
     quantiles = np.stack([_quantiles(image) for image in images])
     mean = quantiles.mean(0)
-    farthest = np.abs(quantiles-mean).mean(1).max()
-    return dict(quantiles=mean.tolist(), limit=float(1.5*farthest + .05))
+    farthest, n = np.abs(quantiles-mean).mean(1).max(), len(quantiles)
+    return dict(quantiles=mean.tolist(), limit=float((1.5 + 2/n)*farthest + .05 + .1/n))
 
 # %% ../nbs/23_models.ipynb #f478f101
 def grey_warning(image:Tensor|np.ndarray, # prepared, as those of the training

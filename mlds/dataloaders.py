@@ -6,12 +6,15 @@
 __all__ = ['prepare_image', 'CatalogueDataset', 'QuotaDL', 'geometric_tfms', 'classifier_tfms', 'CatalogueLoaders',
            'make_dataloaders']
 
-# %% ../nbs/13_dataloaders.ipynb #7b88c96d
-import warnings
+# %% ../nbs/13_dataloaders.ipynb #fcf13ff7
+import os, shutil, tempfile, warnings, weakref
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.torch_core import TensorImage, default_device, set_seed
@@ -19,6 +22,7 @@ from fastai.vision.augment import Brightness, Contrast, PadMode, aug_transforms
 from fastcore.basics import patch
 from torch import Tensor
 from .catalogue import Catalogue, check_splits, task_of, unlabelled_rows
+from .classsets import ClassSets
 from .files import image_size, read_image, resize_image
 from .labels import apply_policy, check_labels
 from .task import Task
@@ -37,20 +41,109 @@ def _to_unit(pixels):
                          "undo any standardization")
     return (pixels / (1 if high <= 1 else 255 if high <= 255 else high)).astype(np.float32)
 
-# %% ../nbs/13_dataloaders.ipynb #2a294b59
+# %% ../nbs/13_dataloaders.ipynb #113c4308
 _NORMALISE = {'pixel': 'image', 'image': 'unit'} # default for each unit of a task
+
+def _resized(pixels, size, normalise):
+    "Grey values of the wanted size, float32 (h, w) or (h, w, C); for 'unit' whole numbers in 0..255."
+    if normalise not in _NORMALISE.values(): raise ValueError(f"normalise={normalise!r}: choose 'image' or 'unit'")
+    if normalise == 'unit': return np.round(resize_image(_to_unit(pixels), size)*255)
+    return np.ascontiguousarray(resize_image(pixels, size))
+
+def _normalised(grey, normalise):
+    "The last step: float32 (C, h, w)"
+    grey = grey.astype(np.float32) if grey.dtype.kind == 'u' else grey
+    ready = _standardize(grey) if normalise == 'image' else grey.astype(np.float32)/255
+    return torch.from_numpy(np.moveaxis(np.atleast_3d(ready), -1, 0).copy())
 
 def prepare_image(pixels:np.ndarray, # float32 (H, W) or (H, W, C), from `read_image`
                   size:Sequence[int]|None=None, # (h, w); None leaves it
                   normalise:str='image' # 'image' (zero mean, unit variance) or 'unit' (0..1)
 ) -> Tensor: # float32 (C, h, w)
     "The input of a network: resized, normalised, channels first."
-    if normalise not in _NORMALISE.values(): raise ValueError(f"normalise={normalise!r}: choose 'image' or 'unit'")
-    if normalise == 'image': ready = _standardize(resize_image(pixels, size))
-    else: ready = np.round(resize_image(_to_unit(pixels), size)*255).astype(np.float32)/255
-    return torch.from_numpy(np.moveaxis(np.atleast_3d(ready), -1, 0).copy())
+    return _normalised(_resized(pixels, size, normalise), normalise)
 
-# %% ../nbs/13_dataloaders.ipynb #d3178506
+# %% ../nbs/13_dataloaders.ipynb #3149513c
+def _smallest(values):
+    "The same numbers in the smallest type without sign that holds them, if there is one."
+    low, high = values.min(), values.max()
+    fitting = [t for t in (np.uint8, np.uint16) if 0 <= low and high <= np.iinfo(t).max]
+    small = values.astype(fitting[0]) if fitting else values
+    return small if (small == values).all() else values
+
+def _pack_sets(sets):
+    "A palette, int64 (3, K), and for each pixel a number in it, (H, W)."
+    planes = np.asarray(sets).reshape(3, -1)
+    index = np.zeros(planes.shape[1], np.int64)
+    for plane in planes:
+        found, values = pd.factorize(plane)
+        index, _ = pd.factorize(index*len(values) + found)
+    palette = np.empty((3, index.max() + 1), np.int64)
+    palette[:, index] = planes
+    return palette, _smallest(index.reshape(sets.shape[1:]))
+
+def _unpack_sets(palette, index): return ClassSets(torch.from_numpy(np.take(palette, index, axis=1)))
+
+# %% ../nbs/13_dataloaders.ipynb #d60b764d
+class _Cache:
+    "Tuples of arrays, in memory up to a limit and then in the files of a folder of its own."
+    def __init__(self,
+                 memory:float=4., # GB to keep in memory
+                 place:str|Path|None=None, # where the folder is made; among the temporary files if not given
+    ):
+        self.kept, self.room, self.block, self.used = {}, memory*1e9, np.empty(0, np.uint8), 0
+        self.place, self.folder, self.owner = place, None, os.getpid()
+        if not memory: self._make_folder()
+    def _make_folder(self):
+        self.folder = tempfile.mkdtemp(prefix='mlds-', dir=self.place)
+        weakref.finalize(self, _remove, self.folder, self.owner)
+    def path(self, key): return os.path.join(self.folder, '-'.join(map(str, key)))
+    def __contains__(self, key): return key in self.kept or bool(self.folder) and os.path.exists(self.path(key))
+    def __getitem__(self, key): return self.kept[key] if key in self.kept else _load(self.path(key))
+
+def _remove(folder, owner):
+    if os.getpid() == owner: shutil.rmtree(folder, ignore_errors=True)
+
+def _load(path):
+    "The arrays in a file, one after the other"
+    with open(path, 'rb') as f:
+        end, arrays = os.fstat(f.fileno()).st_size, []
+        while f.tell() < end: arrays.append(np.load(f, allow_pickle=False))
+    return tuple(arrays)
+
+# %% ../nbs/13_dataloaders.ipynb #fb4505ed
+@patch
+def _keep(self:_Cache, array):
+    start = -(-self.used//8)*8
+    if start + array.nbytes > self.block.size: self.block, start = np.empty(max(array.nbytes, 1 << 26), np.uint8), 0
+    self.used = start + array.nbytes
+    kept = self.block[start:self.used].view(array.dtype).reshape(array.shape)
+    kept[...] = array
+    return kept
+
+@patch
+def __setitem__(self:_Cache, key, arrays):
+    size = sum(a.nbytes for a in arrays)
+    if size <= self.room:
+        self.kept[key] = tuple(map(self._keep, arrays))
+        self.room -= size
+        return
+    if self.folder is None and os.getpid() == self.owner: self._make_folder()
+    if self.folder: self._save(key, arrays)
+
+@patch
+def _save(self:_Cache, key, arrays):
+    part = f'{self.path(key)}.{os.getpid()}'
+    try:
+        with open(part, 'wb') as f:
+            for a in arrays: np.save(f, a, allow_pickle=False)
+        os.replace(part, self.path(key))
+    except OSError as e:
+        with suppress(OSError): os.remove(part)
+        warnings.warn(f"an item cannot be kept in {self.folder} ({e}): it is read anew each time. "
+                      "Name a folder with more room, cache=FOLDER")
+
+# %% ../nbs/13_dataloaders.ipynb #1f981ed7
 class CatalogueDataset:
     "Images and class sets, or images and labels, of a catalogue's rows."
     def __init__(self,
@@ -59,32 +152,43 @@ class CatalogueDataset:
                  normalise:str|None=None, # see `prepare_image`; by default 'image', 'unit' for image labels
                  uncertain:str='ignore', # see `apply_policy`
                  blank:str='zeros', # see `apply_policy`
-                 cache:bool=True, # keep decoded items in memory
+                 cache:bool|float|str|Path=True, # where items are kept, see `make_dataloaders`
                  split_idx:int=0 # 0: training transforms apply, 1: they do not
     ):
         self.rows, self.task, self.size = rows.reset_index(drop=True), task_of(rows), size and tuple(size)
         self.normalise = normalise or _NORMALISE[self.task.unit]
-        self.policy, self.split_idx, self.cache = (uncertain, blank), split_idx, {} if cache else None
+        self.policy, self.split_idx, self.cache = (uncertain, blank), split_idx, _cache(cache)
         pixels = self.task.unit == 'pixel'
         self.kinds = [a.kind for a in rows.annotation] if pixels else ['labels']*len(rows)
         self.labels = None if pixels else _labels(rows, self.task.classes, self.policy)
     def __len__(self): return len(self.rows)
 
+def _cache(cache):
+    "What `cache` stands for."
+    if cache is True: return _Cache()
+    if cache is False or isinstance(cache, _Cache|None): return cache or None
+    return _Cache(0, cache) if isinstance(cache, str|Path) else _Cache(cache)
+
 def _labels(rows, observations, policy):
     return apply_policy(check_labels(rows, observations)[list(observations)], *policy)
 
-# %% ../nbs/13_dataloaders.ipynb #f674d905
+# %% ../nbs/13_dataloaders.ipynb #eb9e9403
+@patch
+def _read(self:CatalogueDataset, i):
+    "Grey values (h, w) or (h, w, C), and what is known"
+    row = self.rows.iloc[i]
+    try:
+        pixels = read_image(row.image, self.task.channels)
+        return _resized(pixels, self.size, self.normalise), self.target(i, pixels.shape[:2])
+    except (ValueError, OSError) as e: raise type(e)(f"id {row.id}: {e}") from e
+
 @patch
 def read(self:CatalogueDataset,
          i:int # row
 ) -> tuple[Tensor, Tensor]: # image (C, H, W); class sets (3, H, W) or labels (K,)
     "An item from its files."
-    row = self.rows.iloc[i]
-    try:
-        pixels = read_image(row.image, self.task.channels)
-        image = prepare_image(pixels, self.size, self.normalise)
-        return image, self.target(i, pixels.shape[:2])
-    except (ValueError, OSError) as e: raise type(e)(f"id {row.id}: {e}") from e
+    grey, target = self._read(i)
+    return _normalised(grey, self.normalise), target
 
 @patch
 def target(self:CatalogueDataset,
@@ -95,19 +199,25 @@ def target(self:CatalogueDataset,
     if self.labels is not None: return self.labels[i]
     return self.rows.annotation.iloc[i].sets_at(size, self.task.n_classes, self.size or size)
 
-# %% ../nbs/13_dataloaders.ipynb #6d13b0f5
+# %% ../nbs/13_dataloaders.ipynb #71b45809
 @patch
 def __getitem__(self:CatalogueDataset, i):
-    kept = None if self.cache is None else self.cache.get(i)
-    image, target = kept or self.read(i)
-    if self.cache is not None and kept is None: self.cache[i] = (self._pack(image), target)
-    return TensorImage(self._unpack(image)), target
+    image, target = self.read(i) if self.cache is None else self._unpack(i, self._packed(i))
+    return TensorImage(image), target
 
 @patch
-def _pack(self:CatalogueDataset, image): return (image*255).round().byte() if self.normalise == 'unit' else image
+def _packed(self:CatalogueDataset, i):
+    key = self.split_idx, i
+    if key in self.cache: return self.cache[key]
+    grey, target = self._read(i)
+    arrays = (_smallest(grey), *([] if self.labels is not None else _pack_sets(target)))
+    self.cache[key] = arrays
+    return arrays
 
 @patch
-def _unpack(self:CatalogueDataset, image): return image.float()/255 if image.dtype == torch.uint8 else image
+def _unpack(self:CatalogueDataset, i, arrays):
+    grey, *sets = arrays
+    return _normalised(grey, self.normalise), _unpack_sets(*sets) if sets else self.labels[i]
 
 # %% ../nbs/13_dataloaders.ipynb #47df6820
 class QuotaDL(TfmdDL):
@@ -233,7 +343,12 @@ def of(self:CatalogueDataset,
 @patch
 def new_empty(self:CatalogueDataset): return self.of(self.rows[:0])
 
-# %% ../nbs/13_dataloaders.ipynb #22129928
+# %% ../nbs/13_dataloaders.ipynb #00b28453
+def _shared_cache(cache, num_workers):
+    in_memory = cache is not False and not isinstance(cache, str|Path)
+    return _Cache(0) if num_workers and in_memory else _cache(cache)
+
+# %% ../nbs/13_dataloaders.ipynb #542d62f6
 def make_dataloaders(cat:Catalogue, # columns id, group, split, image, annotation
                      bs:int=8, # images in a training batch
                      size:Sequence[int]|None=None, # (H, W); as stored if not given
@@ -243,14 +358,16 @@ def make_dataloaders(cat:Catalogue, # columns id, group, split, image, annotatio
                      normalise:str|None=None, # see `prepare_image`; by default 'image', 'unit' for image labels
                      uncertain:str='ignore', # see `apply_policy`
                      blank:str='zeros', # see `apply_policy`
-                     cache:bool=True, # keep decoded items in memory, unless other processes read them
+                     cache:bool|float|str|Path=True, # what was read is kept in memory up to 4 GB, or as many as are
+                                                     # given, then in temporary files; a folder: in files there;
+                                                     # False: not at all
                      seed:int|None=None, # fixes the order of the batches
-                     num_workers:int=0, # reading processes
+                     num_workers:int=0, # reading processes, which share files and keep nothing in memory
                      device=None # where batches go; fastai's default if not given
 ) -> DataLoaders: # training batches by quota, validation in order; `task`, `size` and `normalise` are attributes
     "fastai DataLoaders for a catalogue of mixed annotations, or of image labels."
     train, valid = _sides(check_splits(cat))
-    options = size or _common_size(train), normalise, uncertain, blank, cache and not num_workers
+    options = size or _common_size(train), normalise, uncertain, blank, _shared_cache(cache, num_workers)
     train, valid = CatalogueDataset(train, *options, 0), CatalogueDataset(valid, *options, 1)
     quota = _check_quota(quota or _share_quota(train.kinds, bs), train.kinds)
     if seed is not None: set_seed(seed)

@@ -1,17 +1,26 @@
 ("Batches of `mlds.dataloaders` with and without reading processes, their device and counts; "
  "budgets choose the images they always chose.")
+import errno
+import hashlib
+import os
+import subprocess
+import sys
 from collections import Counter
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
 import torch
 from fastai.torch_core import default_device
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from mlds.annotations import Boxes
+from mlds.annotations import KINDS, Boxes, weaken
 from mlds.catalogue import Catalogue, simulate_budget, split_groups, unlabelled_rows
 from mlds.folders import read_folder
-from mlds.dataloaders import CatalogueDataset, make_dataloaders, prepare_image
+from mlds.classsets import EVERYTHING, TIGHT
+from mlds.dataloaders import CatalogueDataset, _Cache, _pack_sets, _unpack_sets, make_dataloaders, prepare_image
 from mlds.files import read_image
 from mlds.phantoms.oct import save_phantoms
 from mlds.task import Task
@@ -109,12 +118,93 @@ def test_new_images_come_in_batches_as_in_training(eyes):
     assert torch.equal(seen, torch.stack([CatalogueDataset(eyes[:5])[i][0] for i in range(5)]))
 
 
+# where items are kept
+
 def test_images_of_labels_are_kept_as_bytes(eyes):
     "A quarter of the memory, and the same numbers with and without."
     cat = Catalogue(eyes, Task(['IRF', 'SRF'], unit='image'))
     kept, fresh = CatalogueDataset(cat), CatalogueDataset(cat, cache=False)
     for _ in range(2): assert all(torch.equal(kept[i][0], fresh[i][0]) for i in range(4))
-    assert kept.cache[0][0].dtype == torch.uint8 and fresh.cache is None
+    assert kept.cache[0, 0][0].dtype == np.uint8 and fresh.cache is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32-1))
+def test_packed_sets_come_back_bit_for_bit(k, h, w, seed):
+    rng = np.random.default_rng(seed)
+    values = np.array([0, 1, 2, 3, EVERYTHING, TIGHT, TIGHT | 5, -2**63, 2**63-1])
+    triples = rng.choice(values, (k, 3))
+    sets = torch.from_numpy(triples[rng.integers(0, k, h*w)].T.reshape(3, h, w).copy())
+    palette, index = _pack_sets(sets)
+    assert torch.equal(_unpack_sets(palette, index), sets) and index.dtype == np.uint8
+    assert palette.shape[1] <= k
+
+def mixed(cat):
+    "Every kind of annotation among the training images."
+    def weak(i, row): return row.annotation if row.split != 'train' else weaken(row.annotation, KINDS[i % len(KINDS)], 4)
+    return cat.assign(annotation=[weak(i, row) for i, row in enumerate(cat.itertuples())])
+
+def batches(cat, **kwargs):
+    dls = make_dataloaders(cat, **(dict(bs=2*len(KINDS), iterations=3, seed=3, device='cpu') | kwargs))
+    return [(x.clone(), y.clone()) for _ in range(2) for dl in (dls.train, dls.valid) for x, y in dl]
+
+@pytest.mark.parametrize('size', [None, (20, 31)])
+def test_where_items_are_kept_changes_no_bit(twelve, tmp_path, size):
+    "Neither in the first epoch nor in the second, transforms included."
+    uncached = batches(mixed(twelve), size=size, cache=False)
+    for cache in (True, 1e-5, 0, tmp_path):
+        for (x, y), (a, b) in zip(batches(mixed(twelve), size=size, cache=cache), uncached, strict=True):
+            assert torch.equal(x, a) and torch.equal(y, b) and type(y) is type(b)
+
+def test_the_batches_are_those_of_earlier_versions(twelve):
+    "Class sets are whole numbers, the same on every machine."
+    sets = [y.numpy() for _, y in batches(mixed(twelve), tfms=[], size=(16, 24))]
+    assert hashlib.sha256(b''.join(y.tobytes() for y in sets)).hexdigest()[:16] == '64bec7892e48e723'
+
+def test_no_more_is_kept_in_memory_than_was_said(twelve):
+    dls = make_dataloaders(twelve, cache=2e-5, device='cpu')
+    for dl in (dls.train, dls.valid): assert all(dl.dataset[i] for i in range(len(dl.dataset)))
+    cache = dls.train.dataset.cache
+    assert cache is dls.valid_ds.cache
+    inside = sum(a.nbytes for arrays in cache.kept.values() for a in arrays)
+    read = sum((twelve.split == s).sum() for s in ('train', 'valid'))
+    assert 1.5e4 < inside <= 2e4 and len(cache.kept) + len(os.listdir(cache.folder)) == read
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_what_is_kept_is_not_read_again(tmp_path, workers):
+    "Neither by the reading processes of a later epoch, which are new ones."
+    folder = save_phantoms(tmp_path/'eyes', 6, 2, (32, 48), seed=1)
+    dls = loaders(split_groups(read_folder(folder), seed=0), quota=dict(mask=4), cache=1e-5, num_workers=workers)
+    for _ in dls.train: pass
+    (folder/'images').rename(tmp_path/'away')
+    for _ in dls.train: pass
+
+def writes(cache):
+    for _ in range(200): cache[0, 0] = (np.zeros(5000), np.arange(10))
+
+def test_two_processes_write_one_file(tmp_path):
+    "A reader sees a complete file at any time."
+    cache = _Cache(0, tmp_path)
+    cache[0, 0] = (np.zeros(5000), np.arange(10))
+    writers = [get_context('fork').Process(target=writes, args=(cache,)) for _ in range(2)]
+    for w in writers: w.start()
+    while any(w.is_alive() for w in writers): assert [len(a) for a in cache[0, 0]] == [5000, 10]
+    for w in writers: w.join()
+    assert [w.exitcode for w in writers] == [0, 0] and os.listdir(cache.folder) == ['0-0']
+
+def test_a_full_disk_stops_nothing(twelve, monkeypatch):
+    def full(*args, **kwargs): raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr('mlds.dataloaders.np.save', full)
+    data = CatalogueDataset(twelve, cache=0)
+    with pytest.warns(UserWarning, match=r'cannot be kept in .*No space left.*cache=FOLDER'): item = data[0]
+    with pytest.warns(UserWarning): assert torch.equal(data[0][0], item[0])
+    assert os.listdir(data.cache.folder) == []
+
+def test_files_go_with_their_process(tmp_path):
+    code = ('import sys, numpy as np; from mlds.dataloaders import _Cache; cache = _Cache(0, sys.argv[1]); '
+            'cache[0, 0] = (np.ones(3),); import os; print(len(os.listdir(sys.argv[1])))')
+    done = subprocess.run([sys.executable, '-c', code, tmp_path], capture_output=True, text=True)
+    assert done.stdout == '1\n' and not os.listdir(tmp_path), done.stderr
 
 
 @pytest.mark.parametrize('change', [

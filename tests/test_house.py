@@ -40,8 +40,9 @@ def test_conda_environment_is_that_of_pyproject():
 def test_dev_is_everything_and_names_nothing_twice():
     "The one word by which environment.yml and `make install` ask for all requirements."
     extras = project()['optional-dependencies']
-    assert 'mlds[reproduce]' in extras['dev']
-    names = [Requirement(r).name for r in project()['dependencies'] + extras['reproduce'] + extras['dev']]
+    assert 'mlds[reproduce]' in extras['dev'] and 'mlds[run]' in extras['reproduce']
+    named = project()['dependencies'] + extras['run'] + extras['reproduce'] + extras['dev']
+    names = [Requirement(r).name for r in named]
     assert sorted(n for n in names if n != 'mlds') == sorted({n for n in names if n != 'mlds'})
 
 def brought(names, seen=frozenset()):
@@ -64,7 +65,7 @@ def imports(folder):
 def test_every_import_is_required(folder):
     "What is installed here by hand only is missing elsewhere."
     extras = project()['optional-dependencies']
-    wanted = project()['dependencies'] + extras['reproduce'] + extras['dev']
+    wanted = project()['dependencies'] + extras['run'] + extras['reproduce'] + extras['dev']
     there, known = brought([Requirement(r).name for r in wanted]), packages_distributions()
     own = {'mlds', *(f.stem for f in (ROOT/'tests').glob('*.py'))}
     foreign = set(imports(folder)) - set(sys.stdlib_module_names) - own

@@ -406,7 +406,7 @@ def predict(runs:Annotated[str, dict(nargs='+')], # runs or model files; several
     print(f"{out}: {len(table)} masks, predictions.csv")
     return table
 
-# %% ../nbs/31_cli.ipynb #dad9c264
+# %% ../nbs/31_cli.ipynb #9443cc30
 def _warn_of_training(runs, folder):
     "Say so if a run was trained on this very folder."
     for run in runs:
@@ -429,7 +429,7 @@ def evaluate(runs:Annotated[str, dict(nargs='+')], # runs or model files; severa
     rows = read_folder(folder, list(task.classes), task.unit, channels=task.channels)
     _warn_of_training(runs, folder)
     scores = evaluate(files, rows, flip=flip, bar=sys.stdout.isatty(), tiles=tiles, distances=task.unit == 'pixel')
-    print(scores)
+    print(scores.table.round(3).to_string(), *str(scores).splitlines()[-1:], sep='\n')
     if out: _save_scores(scores, Path(out))
     return scores
 

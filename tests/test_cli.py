@@ -106,7 +106,8 @@ def test_evaluate(work):
     done = mlds(work, 'evaluate', 'run', 'eyes', '--out', 'scores')
     assert 'mean foreground' in done.stdout and 'was trained on images of eyes' in done.stderr
     scores = pd.read_csv(work/'scores/scores.csv')
-    assert {'IoU', 'IoU low', 'IoU high', 'Dice', 'HD95'} <= set(scores) and len(pd.read_csv(work/'scores/by_image.csv'))
+    assert {'IoU', 'IoU low', 'IoU high', 'Dice', 'HD95 pixels'} <= set(scores)
+    assert set(pd.read_csv(work/'scores/by_image.csv').id) <= set(pd.read_csv(work/'eyes/labels.csv').id)
 
 def test_export(work):
     said = mlds(work, 'export', 'run', '--onnx').stdout

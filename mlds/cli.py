@@ -406,13 +406,26 @@ def predict(runs:Annotated[str, dict(nargs='+')], # runs or model files; several
     print(f"{out}: {len(table)} masks, predictions.csv")
     return table
 
-# %% ../nbs/31_cli.ipynb #9443cc30
+# %% ../nbs/31_cli.ipynb #66ebf0f2
 def _warn_of_training(runs, folder):
     "Say so if a run was trained on this very folder."
     for run in runs:
         file = Path(run)/'run.json'
         if file.is_file() and read_json(file)['manifest'] == folder_manifest(folder):
             warnings.warn(f"{run} was trained on images of {folder}; scores of those it has not seen are in its report")
+
+def _known_rows(rows, task):
+    "The rows of which something is known: the class of a pixel, or a label."
+    from mlds.files import image_size
+    from mlds.metrics import known_classes
+    def known(row):
+        if task.unit == 'image': return any(row[name] in (0, 1) for name in task.classes)
+        sets = row.annotation.class_sets(image_size(row['image']), task.n_classes)
+        return bool(known_classes(sets[None], task).any())
+    kept = rows[[known(row) for _, row in rows.iterrows()]].reset_index(drop=True)
+    if kept.empty: raise ValueError("of no image is anything known that could be compared with a prediction")
+    if gone := len(rows) - len(kept): print(f'{gone} of {len(rows)} images are left out: nothing is known of them')
+    return kept
 
 def evaluate(runs:Annotated[str, dict(nargs='+')], # runs or model files; several are averaged
              folder:str, # data folder with annotations
@@ -426,7 +439,9 @@ def evaluate(runs:Annotated[str, dict(nargs='+')], # runs or model files; severa
     runs = [runs] if isinstance(runs, (str, Path)) else runs
     files = [_model_file(r) for r in runs]
     task = _spec(files[0]).task
-    rows = read_folder(folder, list(task.classes), task.unit, channels=task.channels)
+    own = task.unit == 'pixel' and (Path(folder)/'classes.txt').is_file() # names that are compared with the model's
+    rows = read_folder(folder, None if own else list(task.classes), task.unit, channels=task.channels)
+    rows = _known_rows(rows, task)
     _warn_of_training(runs, folder)
     scores = evaluate(files, rows, flip=flip, bar=sys.stdout.isatty(), tiles=tiles, distances=task.unit == 'pixel')
     print(scores.table.round(3).to_string(), *str(scores).splitlines()[-1:], sep='\n')

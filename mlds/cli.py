@@ -262,7 +262,7 @@ def _write_report(notebook:str|Path, # executed
     with atomic_file(to) as f: f.write(page.encode())
     return Path(to)
 
-# %% ../nbs/31_cli.ipynb #4a1ada8f
+# %% ../nbs/31_cli.ipynb #623b4d96
 def _move_up(out, notebook):
     "Give the files of a finished run their places."
     work = out/'.work'
@@ -275,6 +275,10 @@ def _move_up(out, notebook):
     for file in sorted(run.iterdir(), key=lambda f: f.name == 'run.json'): os.replace(file, out/file.name)
     shutil.rmtree(work)
 
+def _short(path): return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+def _names(folder): return ', '.join(sorted(f.name for f in folder.iterdir() if f.name[0] != '.'))
+
 def _run(notebook, data, out, params, tell=None):
     "Do a run, or go on with it, and say where it is; `tell` is called with the parameters before it is done."
     _check_installed('papermill', 'ipykernel', 'nbconvert')
@@ -282,7 +286,7 @@ def _run(notebook, data, out, params, tell=None):
     params = params | dict(data=str(data), runs=str(out/'.work'))
     _check_out(out, data)
     _check_same(out, params)
-    if (out/'run.json').is_file(): print(f'{out} is finished: see report.html there')
+    if (out/'run.json').is_file(): print(f'{_short(out)} is finished: see report.html there')
     else: _work(notebook, out, params, tell)
     return out
 
@@ -291,9 +295,9 @@ def _work(notebook, out, params, tell):
         if tell: tell(params)
         _execute(notebook, params, out/'.work'/f'{notebook}.ipynb')
     _move_up(out, notebook)
-    print(f"{out}: {', '.join(sorted(f.name for f in out.iterdir() if f.name[0] != '.'))}", flush=True)
+    print(f"{_short(out)}: {_names(out)}", flush=True)
 
-# %% ../nbs/31_cli.ipynb #bac33ea0
+# %% ../nbs/31_cli.ipynb #61aad34a
 def example(folder:str, # folder to write
             volumes:int=8, # groups of images; the first is for testing, the second for validation
             scans:int=6, # images of each group
@@ -303,7 +307,7 @@ def example(folder:str, # folder to write
     "Write a small data set with every kind of annotation, to look at and to try the other commands on."
     from mlds.folders import save_example
     save_example(folder, volumes, scans, size, seed)
-    print(f"{folder}: {', '.join(sorted(f.name for f in Path(folder).iterdir() if f.name[0] != '.'))}")
+    print(f"{folder}: {_names(Path(folder))}")
     return Path(folder)
 
 # %% ../nbs/31_cli.ipynb #c6992fe4
@@ -453,7 +457,7 @@ def _save_scores(scores, out):
     scores.table.to_csv(out/'scores.csv', index_label='class')
     if scores.by_image is not None: scores.by_image.to_csv(out/'by_image.csv', index=False)
 
-# %% ../nbs/31_cli.ipynb #3f109c87
+# %% ../nbs/31_cli.ipynb #2fddd115
 def _own_images(run, channels):
     "The examples that a run keeps of its test images."
     import numpy as np
@@ -476,7 +480,7 @@ def export(run:str, # run or model file
     task = model.spec.task
     checked = list(unlabelled_rows(images, task).image) if images else _own_images(run, task.channels)
     difference = export_onnx(model, to, checked)
-    print(f"{to}: differs by at most {difference:.1g} from PyTorch on {len(checked)} images")
+    print(f"{_short(to)}: differs by at most {difference:.1g} from PyTorch on {len(checked)} images")
     return to
 
 # %% ../nbs/31_cli.ipynb #c0017993

@@ -13,7 +13,7 @@ from mlds.cli import COMMANDS, RECIPES, options
 from mlds.phantoms.chest import save_chest_phantoms
 
 START = [sys.executable, '-c', 'import sys; from mlds.cli import main; sys.exit(main())']
-TINY = '--size 32x48 --iterations 4 --width 2 --depth 2 --head-width 4 --bs 2'.split()
+TINY = '--size 32x48 --iterations 4 --width 2 --depth 2 --head-width 4 --bs 1'.split()
 FEW = '--iterations 2 --bs 2'.split()
 
 

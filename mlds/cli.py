@@ -230,7 +230,8 @@ def _execute(notebook, params, to):
     from traitlets.config import Config
     quiet = Config(KernelManager=dict(transport_encryption='auto'))
     to.parent.mkdir(parents=True, exist_ok=True)
-    file, how = str(notebook_file(notebook)), dict(kernel_name='python3', config=quiet, progress_bar=False)
+    file, silent = str(notebook_file(notebook)), ['--log-level=50'] # the kernel says what its end was
+    how = dict(kernel_name='python3', config=quiet, progress_bar=False, extra_arguments=silent)
     try:
         with _plain_environment(): papermill.execute_notebook(file, str(to), params, stdout_file=sys.stdout, **how)
     except PapermillExecutionError as e: raise RuntimeError(f'{e.evalue}') from e

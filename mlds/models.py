@@ -313,7 +313,7 @@ def export_onnx(model:nn.Module|Learner|str|Path, # a network with a `spec`, a l
     "Write a network as ONNX; raises, and writes nothing, if it differs from torch."
     if isinstance(model, (str, Path)): model = load_model(model)
     elif isinstance(model, Learner): model = best_model(model)
-    network = _ForExport(deepcopy(model).cpu())
+    network = _ForExport(deepcopy(model).cpu()).eval()
     x = _prepared(images, model.spec)
     content = _onnx_bytes(network, x)
     difference = _difference(content, network, x)

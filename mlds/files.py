@@ -343,7 +343,7 @@ def resize_image(pixels:np.ndarray, # float32 (H, W) or (H, W, C)
     "Resize by area averaging."
     if size is None or pixels.shape[:2] == tuple(size): return pixels
     if pixels.ndim == 3: return np.stack([resize_image(c, size) for c in np.moveaxis(pixels, -1, 0)], -1)
-    return np.asarray(Image.fromarray(pixels).resize(tuple(size)[::-1], Image.BOX))
+    return np.array(Image.fromarray(pixels).resize(tuple(size)[::-1], Image.BOX))
 
 # %% ../nbs/02_files.ipynb #276e0da7
 def read_mask(source:np.ndarray|str|Path, # label image or its file

@@ -394,7 +394,7 @@ _COMMANDS = dict(status=_status, phantoms=_phantoms, run=_run, export=_export, d
 def main(args:Sequence[str]|None=None # a command and its words; the command line if not given
 ) -> None:
     "Entry point of `mlds-plan`."
-    what, *words = sys.argv[1:] if args is None else args or ['']
+    what, *words = (sys.argv[1:] if args is None else args) or ['']
     command = _COMMANDS.get(what)
     try: signature(command or main).bind(*words)
     except TypeError: command = None

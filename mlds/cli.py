@@ -180,7 +180,8 @@ def _settle(notebook:str, # train, classify, explain or pretrain
 ) -> dict: # every parameter of the notebook, checked
     "The values of a run."
     params = _check_options(notebook, recommended | profile | typed)
-    if 'iterations' in typed and 'epochs' not in typed:
+    last = typed if 'iterations' in typed else profile
+    if 'iterations' in last and 'epochs' not in last | typed:
         params['epochs'] = _equal_parts(params['iterations'], params['epochs'])
     return params
 

@@ -29,10 +29,10 @@ def fill_numbers(text:str, # Markdown, with marks
         except Exception as e: raise ValueError(f"<!--= {mark} -->: {type(e).__name__}: {e}") from e
     return _MARK.sub(lambda m: f'<!--= {m[1]} -->{value(m[1])}<!--/-->', text)
 
-# %% ../../nbs/39_numbers.ipynb #9f747cf3
+# %% ../../nbs/39_numbers.ipynb #8d159e7f
 def number_functions(figures:str|Path='figures', # folder of the profiles' tables
                      profile:str='quick' # whose tables are meant; that of another is named 'PROFILE/TABLE'
-) -> dict: # cell, difference, interval, number, seeds
+) -> dict: # cell, difference, interval, mean, number, seeds
     "The functions that marks may call."
     @cache
     def table(name):
@@ -47,7 +47,7 @@ def number_functions(figures:str|Path='figures', # folder of the profiles' table
         return rows
     return dict(table=table, chosen=chosen) | _picks(table, chosen)
 
-# %% ../../nbs/39_numbers.ipynb #c02cde4c
+# %% ../../nbs/39_numbers.ipynb #6ba2d64d
 def _picks(table, chosen):
     def cell(name, row, column='', **where):
         return cell_text(chosen(name, dict(row=row, column=column, **where)).value.to_numpy())
@@ -59,12 +59,13 @@ def _picks(table, chosen):
         rows = chosen(name, where)
         if len(rows) > 1: raise ValueError(f"{name} has {len(rows)} lines with {where}: name more columns")
         return f'{rows[value].item():.{digits}f}'
+    def mean(name, value, digits=3, **where): return f'{chosen(name, where)[value].mean():.{digits}f}'
     def interval(name, value, **where):
         line = chosen(name, where).iloc[0]
         return interval_text(line[value], line.low, line.high)
     def seeds(name, row, column=''):
         return ', '.join(f'{v:.2f}' for v in chosen(name, dict(row=row, column=column)).value)
-    return dict(cell=cell, difference=difference, interval=interval, number=number, seeds=seeds)
+    return dict(cell=cell, difference=difference, interval=interval, mean=mean, number=number, seeds=seeds)
 
 # %% ../../nbs/39_numbers.ipynb #9ffcef9d
 def _filled_cells(nb, names):

@@ -359,7 +359,7 @@ def _draw_forest(ax, table, rows, margin):
         if line.value >= start: ax.plot(line.value, y, 'o', color=colour, ms=4)
         else: _draw_beyond(ax, [line.value], start, y, colour)
     ax.set(yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - .4, -.6))
-    ax.locator_params(axis='x', nbins=3)
+    ax.locator_params(axis='x', nbins=2)
     ax.grid(axis='x', color='.93')
 
 def _verdict_legend(fig, verdicts):

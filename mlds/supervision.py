@@ -139,9 +139,8 @@ def _told(level):
 
 # %% ../nbs/15_supervision.ipynb #422a3d14
 def _signed_piece(logits, present, possible, grad):
-    each = (1 << torch.arange(logits.shape[1], device=logits.device)).to(present.dtype)[:, None, None]
-    yes, maybe = present[:, None] & each, possible[:, None] & each
-    sign = torch.where(yes != 0, 1., -1.)
+    yes, maybe = unpack(present, logits.shape[1]), unpack(possible, logits.shape[1])
+    sign = torch.where(yes, 1., -1.)
     signed = (logits*sign).masked_fill_(yes != maybe, torch.inf)
     log_p, buffer = torch.ops.aten.log_sigmoid_forward(signed)
     torch.ops.aten.log_sigmoid_backward.grad_input(sign, signed, buffer, grad_input=grad)

@@ -1,4 +1,5 @@
 # make reproduce   every table and figure of a profile; PROFILE=smoke|quick|evidence|shares|full, DATA=phantoms or a dataset folder
+#                  with CONTINUE=1 runs whose numbers stand in results/ are not done again
 # make test        every notebook and test
 # make redraw      tables and figures from the committed results, nothing is trained
 # make compare     this machine's results against the committed ones
@@ -11,6 +12,9 @@ README  ?= README.md
 FLAGS   ?=                   # more for Snakemake; with --keep-going a run that fails stops its own job alone
 CORES   ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 
+CONTINUE ?=
+COMMITTED := $(if $(CONTINUE),results)
+
 BIN     := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONWARNINGS ?= ignore
@@ -19,7 +23,7 @@ SNAKEMAKE = snakemake --nolock --rerun-incomplete --rerun-triggers mtime --quiet
 .PHONY: help install reproduce redraw results compare test readme numbers clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -4
+	@sed -n 's/^# //p' Makefile | head -5
 
 install: .venv/.installed
 
@@ -30,8 +34,8 @@ install: .venv/.installed
 	touch $@
 
 reproduce: install
-	@mlds-plan status $(PROFILE) "$(DATA)" "$(RUNS)" "$(FIGURES)"
-	@$(SNAKEMAKE) --config profile=$(PROFILE) data="$(DATA)" runs="$(RUNS)" \
+	@mlds-plan status $(PROFILE) "$(DATA)" "$(RUNS)" "$(FIGURES)" $(COMMITTED)
+	@$(SNAKEMAKE) --config profile=$(PROFILE) data="$(DATA)" runs="$(RUNS)" $(COMMITTED:%=committed=%) \
 	  || { echo "Stopped. What is finished is kept: the same command goes on. Logs: $(RUNS)/logs/"; exit 1; }
 	@mlds-plan report $(PROFILE) "$(DATA)" "$(RUNS)" "$(FIGURES)"
 

@@ -111,6 +111,21 @@ def test_partial_results_are_committed_and_compared(made, tmp_path):
     values = table_values(read_results(kept))
     assert set(values.table) == set(TABLES) and verdict(compare(values, values)) == 'agrees'
 
+def test_committed_runs_are_kept_and_joined_by_new_ones(made, tmp_path):
+    plan, folder = made
+    committed = commit_results(folder, tmp_path/'results/made')
+    def files(folder): return {f.relative_to(folder): f.read_bytes() for f in folder.rglob('*.*')}
+    nothing_new = plan | dict(root=str(tmp_path/'runs'), committed=str(committed))
+    assert files(export(nothing_new)) == files(committed)
+    again = export(plan | dict(committed=str(committed)))
+    assert files(again) == files(committed), 'runs that are there as well count once'
+    half = read_results(committed)
+    kept = half.runs.run.iloc[::2]
+    half.runs[half.runs.run.isin(kept)].to_csv(committed/'runs.csv', index=False)
+    joined = read_results(export(plan | dict(committed=str(committed))))
+    assert sorted(joined.runs.run) == sorted(half.runs.run) and set(joined.per_group) == set(half.runs.run)
+    pd.testing.assert_frame_equal(table_values(joined), table_values(half))
+
 def test_verdicts_are_those_of_the_effects(drawn):
     verdicts = table(drawn, 'table2_forest').verdict
     assert verdicts['EMA-taught, tight boxes', '24'] == 'non-inferior'

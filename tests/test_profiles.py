@@ -193,7 +193,7 @@ def test_settings(tmp_path, monkeypatch, case):
 # the command line
 
 @pytest.mark.parametrize('args, words', [
-    (['begin'], ['begin', 'status', 'compare']), (['status', 'smoke', 'phantoms', 'r', 'f', 'x'], ['not understood']),
+    (['begin'], ['begin', 'status', 'compare']), (['status', 'smoke', 'phantoms', 'r', 'f', 'c', 'x'], ['not understood']),
     ([''], ['not understood']), (['status', 'smoke', 'no/data'], ['no/data', 'labels.csv', 'does not exist']),
     (['compare', 'smoke', 'phantoms', 'nowhere'], ['no results in'])])
 def test_command_line(monkeypatch, args, words):

@@ -9,7 +9,7 @@ __all__ = ['OPTIONS', 'PAPERS', 'ARMS', 'AUX_NAMES', 'KNOWN', 'RIVALS', 'ABLATIO
            'write_plan', 'draw_phantoms', 'shared_kernel', 'describe', 'finished_runs', 'run_job', 'draw']
 
 # %% ../../nbs/35_plan.ipynb #8861ccc1
-import json, time
+import csv, json, time
 from configparser import ConfigParser, Error as ParsingError
 from contextlib import contextmanager
 from itertools import pairwise, product
@@ -349,10 +349,10 @@ _DESIGNS = dict(short=_short, evidence=_evidence, headline=_headline)
 # %% ../../nbs/35_plan.ipynb #6f852291
 def _turn(table, row, column, seed, focus):
     "When a cell's run is done: its turn, and its seed."
-    if table != 'table2': return {'table1': 3, 'table7': 5}[table], seed
+    if table != 'table2': return {'table1': 3, 'table7': 6}[table], seed
     if _is_headline(row, column, focus): return 0, seed
-    if row.startswith(('self-taught', 'untaught')): return 4, seed
-    return 1 if column in focus else 2, seed
+    if row.startswith(('self-taught', 'untaught')): return 5, seed
+    return {focus[-1]: 1, focus[0]: 2}.get(column, 4), seed # a column is worth most when it is whole
 
 # %% ../../nbs/35_plan.ipynb #4d15bd48
 def _plan_oct(plan, profile, tables):
@@ -411,10 +411,10 @@ def _plan_chest(plan, profile, tables):
     if 'table6' in tables: _plan_table6(plan, profile, member, labels)
 
 # %% ../../nbs/35_plan.ipynb #48e261d8
-def _needed(plan, results):
-    "The cells of the results, each under the result's own name, and the runs that these need."
+def _needed(plan, results, done):
+    "The cells of the results, each under the result's own name, and the runs that these need and are not done."
     cells = [c | dict(table=r) for r, table in results.items() for c in plan.cells if c['table'] == table]
-    todo, found = [c['run'] for c in cells], set()
+    todo, found = [c['run'] for c in cells if c['run'] not in done], set()
     while todo:
         found.add(name := todo.pop())
         todo += [n for n in plan.runs[name]['needs'] if n not in found]
@@ -427,12 +427,19 @@ def plan_name(profile:str, # a section of settings.ini
     "Name of the folders for a profile's results on some data."
     return profile + ('' if data == 'phantoms' else '-' + Path(data).name)
 
+def _runs_of(folder):
+    "Names of the runs in a folder of results."
+    file = folder and folder/'runs.csv'
+    if not file or not file.is_file(): return set()
+    with file.open(newline='') as f: return {row['run'] for row in csv.DictReader(f)}
+
 def make_plan(file:str|Path, # settings.ini
               profile:str='quick', # a section of it
               data:str='phantoms', # see `find_data`
               runs:str|Path='runs', # folder of the runs
-              cores:int=1 # jobs are meant for so many at a time; 0: a job for each run
-) -> dict: # name, profile, data, root (of the runs), `OPTIONS`, results, cells, runs, jobs
+              cores:int=1, # jobs are meant for so many at a time; 0: a job for each run
+              committed:str|Path|None=None # folder of results whose runs need not be done again
+) -> dict: # name, profile, data, root (of the runs), committed, `OPTIONS`, results, cells, runs, jobs
     "Every run that a profile's tables and figures need: cells and runs as in `Plan`, jobs as of `make_jobs`."
     data = find_data(file, data)
     plan, results = Plan(data, runs), {}
@@ -442,8 +449,10 @@ def make_plan(file:str|Path, # settings.ini
         wanted = {r: PAPERS[paper]['results'][r] for r in values['results']}
         if wanted: fill(plan, values, sorted(set(wanted.values())))
         results |= wanted
-    cells, kept = _needed(plan, results)
-    about = dict(name=plan_name(profile, data), profile=profile, data=data, root=str(runs))
+    name = plan_name(profile, data)
+    earlier = Path(committed)/name if committed else None
+    cells, kept = _needed(plan, results, _runs_of(earlier))
+    about = dict(name=name, profile=profile, data=data, root=str(runs), committed=earlier and str(earlier))
     about |= read_options(file, profile, data)
     return about | dict(results=list(results), cells=cells, runs=kept, jobs=make_jobs(kept, cores))
 

@@ -8,7 +8,7 @@ __all__ = ['history_curves', 'export', 'Results', 'read_results', 'commit_result
 # %% ../../nbs/37_results.ipynb #11231073
 import gzip, json, shutil, sys, tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from pathlib import Path
 
@@ -135,8 +135,9 @@ def _copy_examples(plan, done, to):
     to.mkdir(parents=True)
     shown = [c for c in plan['cells'] if c['table'] in _PICTURES]
     first = min((c['seed'] for c in shown), default=0)
-    for name in {c['run'] for c in shown if c['seed'] == first and c['run'] in done}:
-        file = Path(plan['root'])/name/'examples.npz'
+    earlier = Path(plan.get('committed') or '')/'examples'
+    for name in {c['run'] for c in shown if c['seed'] == first}:
+        file = Path(plan['root'])/name/'examples.npz' if name in done else earlier/f'{name}.npz'
         if file.exists(): shutil.copyfile(file, to/f'{name}.npz')
 
 # %% ../../nbs/37_results.ipynb #e1fae11a
@@ -145,15 +146,30 @@ def _results_folder(plan:dict # from `make_plan`
     "Where a plan's results are exported to."
     return Path(plan['root'])/'results'/plan['name']
 
-def _write_images(plan, folders, to):
+def _earlier(plan, done):
+    "The committed results of a plan's runs that were not done here."
+    if not plan.get('committed') or not (Path(plan['committed'])/'runs.csv').exists(): return None
+    kept = {c['run'] for c in plan['cells']} - set(done)
+    found = read_results(plan['committed'])
+    tables = {name: getattr(found, name) for name in ('runs', *_COLUMNS)}
+    tables = {name: table[table.run.isin(kept)] for name, table in tables.items()}
+    counts = {run: c for run, c in found.per_group.items() if run in kept}
+    return replace(found, **tables, per_group=counts)
+
+def _joined(earlier, name, table):
+    "A table of the committed results, and below it that of the runs done here."
+    if earlier is None or getattr(earlier, name).empty: return table
+    return pd.concat([getattr(earlier, name), table], ignore_index=True) if len(table) else getattr(earlier, name)
+
+def _write_images(plan, folders, to, earlier):
     "Counts of each image, or of each patient where the plan says so."
     by_patient = plan.get('keep') == 'groups'
     table = _stack([] if by_patient else folders, 'per_image')
-    _write(to, 'per_image.csv.gz', _by_group(table))
+    _write(to, 'per_image.csv.gz', _by_group(_joined(earlier, 'per_image', table)))
     if not by_patient: return
     counted = [f for f in folders if (f/'per_image.csv').exists()]
     counts = {f.name: _patient_counts(_stack([f], 'per_image'), f.name) for f in counted}
-    _write_counts(counts, to/'per_group')
+    _write_counts((earlier.per_group if earlier else {}) | counts, to/'per_group')
 
 def _write_about(plan, to):
     "What the tables of a plan claim."
@@ -167,12 +183,15 @@ def export(plan:dict # from `make_plan`
     "Write the results of a plan's finished runs."
     done, folder = finished_runs(plan), _results_folder(plan)
     folders = [Path(plan['root'])/name for name in done]
+    earlier = _earlier(plan, done)
     _copy_examples(plan, set(done), folder/'examples')
-    _write_images(plan, folders, folder)
-    for name in ('per_case', 'curves'): _write(folder, f'{name}.csv.gz', _stack(folders, name))
+    _write_images(plan, folders, folder, earlier)
+    for name in ('per_case', 'curves'):
+        _write(folder, f'{name}.csv.gz', _joined(earlier, name, _stack(folders, name)))
     _write_about(plan, folder)
     _write(folder, 'cells.csv', pd.DataFrame(plan['cells']))
-    _write(folder, 'runs.csv', pd.DataFrame([_run_row(read_run(f)) for f in folders]).assign(profile=plan['name']))
+    runs = pd.DataFrame([_run_row(read_run(f)) for f in folders]).assign(profile=plan['name'])
+    _write(folder, 'runs.csv', _joined(earlier, 'runs', runs))
     return folder
 
 # %% ../../nbs/37_results.ipynb #bd78d89a
@@ -230,7 +249,8 @@ def read_results(folder:str|Path # e.g. results/quick
     folder = Path(folder)
     if not (folder/'runs.csv').exists():
         raise FileNotFoundError(f"there are no results in {folder}: run the experiments of this profile first")
-    runs = pd.read_csv(folder/'runs.csv', dtype=dict(run=str, commit=str, changes=str), low_memory=False)
+    names = dict(run=str, commit=str, changes=str)
+    runs = pd.read_csv(folder/'runs.csv', dtype=names, low_memory=False)
     tables = {name: _read_csv(folder/f'{name}.csv.gz') for name in _COLUMNS}
     tables |= dict(per_group=_read_counts(folder/'per_group'))
     if (folder/'about.json').exists(): tables['about'] = read_json(folder/'about.json')
@@ -322,9 +342,9 @@ def verdict(compared:pd.DataFrame # from `compare`
 # %% ../../nbs/37_results.ipynb #f36a128b
 def _name(profile, data): return plan_name(profile, _data_path('settings.ini', data))
 
-def _status(profile:str='quick', data:str='phantoms', runs:str='runs', figures:str='figures') -> str:
+def _status(profile:str='quick', data:str='phantoms', runs:str='runs', figures:str='figures', committed:str='') -> str:
     "How many runs a profile has, and how many are finished."
-    plan = make_plan('settings.ini', profile, data, runs)
+    plan = make_plan('settings.ini', profile, data, runs, committed=committed)
     write_plan(plan)
     done, name = len(finished_runs(plan)), plan['name']
     return f"{name}: {len(plan['runs'])} runs, {done} of them finished; tables and figures go to {figures}/{name}/"
@@ -366,7 +386,7 @@ def _report(profile:str='quick', data:str='phantoms', runs:str='runs', figures:s
 def _keep(profile:str='quick', data:str='phantoms', runs:str='runs', results:str='results', force:str='') -> str:
     "Copy results to where they are committed."
     name, options = _name(profile, data), read_options('settings.ini', profile, data)
-    if options['partial'] == 'yes': export(make_plan('settings.ini', profile, data, runs))
+    if options['partial'] == 'yes': export(make_plan('settings.ini', profile, data, runs, committed=results))
     to = commit_results(Path(runs)/'results'/name, Path(results)/name, bool(force))
     return f'{len(read_results(to).runs)} runs are in {to}'
 

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['MAX_CLASSES', 'EVERYTHING', 'TIGHT', 'encode', 'decode', 'unpack', 'pack', 'ClassSets', 'class_sets', 'from_labels',
            'to_labels', 'nothing_known', 'or_pool', 'cell_side', 'cell_pool', 'compact', 'in_single_cell',
-           'region_classes', 'pyramid', 'resize']
+           'region_classes', 'pyramid', 'resize', 'region_boxes', 'without_cut_regions']
 
 # %% ../nbs/00_classsets.ipynb #ee11d6a2
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -253,3 +254,36 @@ def resize(sets:ClassSets, # int64 (..., 3, H, W)
     "Nearest-pixel resize; the pixel under each new pixel's centre."
     rows, columns = (_under_centres(n, m).to(sets.device) for n, m in zip(size, sets.shape[-2:]))
     return sets[..., rows[:, None], columns]
+
+# %% ../nbs/00_classsets.ipynb #e5862637
+def _span(lines, bit):
+    "The first line that holds a bit, and the one after the last."
+    found = np.flatnonzero(lines >> bit & 1)
+    return found[0], found[-1] + 1
+
+def region_boxes(sets:ClassSets # int64 (3, H, W), of one image
+) -> Tensor: # int64 (R, 6): region bit, top, left, bottom, right, and 1 if it is tight
+    "Where the regions of an image lie."
+    regions = sets.regions.numpy()
+    rows, columns = (np.bitwise_or.reduce(regions, axis) for axis in (1, 0))
+    bits = decode(np.bitwise_or.reduce(rows), MAX_CLASSES)
+    loose = np.bitwise_or.reduce(np.where(regions & TIGHT, 0, regions), None) if bits else 0
+    spans = [(*_span(rows, k), *_span(columns, k)) for k in bits]
+    found = [(k, y0, x0, y1, x1, ~loose >> k & 1) for k, (y0, y1, x0, x1) in zip(bits, spans)]
+    return torch.tensor(found, dtype=torch.long).view(-1, 6)
+
+# %% ../nbs/00_classsets.ipynb #50f56fe1
+def _is_cut(box, corner, size):
+    "Whether a region no longer promises its class in a part of the image."
+    (y0, x0, y1, x1, tight), (top, left), (height, width) = box, corner, size
+    rows, columns = y0 < top or y1 > top + height, x0 < left or x1 > left + width
+    return rows and columns if tight else rows or columns
+
+def without_cut_regions(part:ClassSets, # int64 (3, h, w), cut out of an image's class sets
+                        corner:Sequence[int], # (top, left): where in the image the part begins
+                        boxes:Tensor # int64 (R, 6), of the image, from `region_boxes`
+) -> ClassSets: # int64 (3, h, w)
+    "A part's class sets without the regions whose class may lie outside of it."
+    cut = encode(k for k, *box in boxes.tolist() if _is_cut(box, corner, part.shape[-2:]))
+    left = part.regions & ~cut
+    return ClassSets(torch.stack([part.certain, part.possible, torch.where(left == TIGHT, 0, left)]))

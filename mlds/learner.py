@@ -174,14 +174,14 @@ def _check_model(model, task):
 def _some_images(dataset, n):
     "At most n images, spread over a dataset."
     chosen = np.linspace(0, len(dataset)-1, min(n, len(dataset))).astype(int)
-    return [dataset[i][0].as_subclass(Tensor) for i in chosen]
+    return [dataset.image(i) for i in chosen]
 
 def _describe(model, dls):
     "Set a network's description by its dataloaders."
     spec = getattr(model, 'spec', None) or ModelSpec(dls.task)
     grey = grey_profile(_some_images(dls.train.dataset, 64))
     size = dls.size and tuple(dls.size)
-    model.spec = replace(spec, task=dls.task, size=size, normalise=dls.normalise, grey=grey)
+    model.spec = replace(spec, task=dls.task, size=size, normalise=dls.normalise, grey=grey, crop=dls.crop)
     return model
 
 # %% ../nbs/24_learner.ipynb #063ea585
@@ -424,7 +424,7 @@ def _hann(size):
 def _in_tiles(model, pixels, flip, overlap):
     "What one network says about an image, tile by tile at the image's own resolution."
     x = prepare_image(pixels, None, model.spec.normalise)
-    tile = [min(pair) for pair in zip(model.spec.size or x.shape[1:], x.shape[1:])]
+    tile = [min(pair) for pair in zip(model.spec.crop or model.spec.size or x.shape[1:], x.shape[1:])]
     window = _hann(tile)
     total, weight = torch.zeros(model.spec.task.n_classes, *x.shape[1:]), torch.zeros(x.shape[1:])
     rows, columns = (_starts(n, t, overlap) for n, t in zip(x.shape[1:], tile))
@@ -447,10 +447,14 @@ def _check_tiles(tiles, task):
     if isinstance(tiles, bool) or not 0 <= tiles < 1:
         raise ValueError(f"tiles={tiles}: give the overlap of neighbouring tiles, from 0 to below 1, .5 for instance")
 
+def _probs(model, pixels, flip, tiles):
+    "What one network says about one image; one trained on crops goes through it in tiles."
+    if tiles is None and model.spec.crop: tiles = .5
+    return _resized(model, pixels, flip) if tiles is None else _in_tiles(model, pixels, flip, tiles)
+
 def _mean_probs(models, pixels, flip=False, tiles=None):
     "What several networks say about one image: float (C, H, W) or (K,)."
-    if tiles is None: return torch.stack([_resized(m, pixels, flip) for m in models]).mean(0)
-    return torch.stack([_in_tiles(m, pixels, flip, tiles) for m in models]).mean(0)
+    return torch.stack([_probs(m, pixels, flip, tiles) for m in models]).mean(0)
 
 # %% ../nbs/24_learner.ipynb #ec6ff217
 def _decided(probs, task):
@@ -464,7 +468,8 @@ def predict(model:nn.Module|Learner|str|Path|Sequence, # a network, a learner, a
             image:np.ndarray|str|Path|ImageSlice, # image or its file, at any size
             probabilities:bool=False, # return those of all classes at each pixel instead
             flip:bool=False, # average with the prediction for the mirrored image
-            tiles:float|None=None # overlap of tiles at the image's own resolution, 0..1; None: the whole image, resized
+            tiles:float|None=None # overlap of tiles at the image's own resolution, 0..1; None: the whole image, resized,
+                                  # or, where the network was trained on crops, tiles that overlap by .5
 ) -> np.ndarray|dict: # class ids (H, W); class sets (H, W) where classes overlap; observation -> probability
     "Segment or classify one image."
     models = _all_models(model)

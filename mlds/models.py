@@ -42,20 +42,24 @@ class ModelSpec:
     normalise: str = 'image' # of the images, see `prepare_image`
     about: dict = field(default_factory=dict) # data, parameters, scores: text, numbers, lists and dicts
     grey: dict|None = None # of the training images, see `grey_profile`; None: not known
+    crop: tuple[int, int]|None = None # (H, W) of the parts it was trained on, at the images' own resolution
 
 # %% ../nbs/23_models.ipynb #b5f51d06
+def _pair(value, kind): return value and kind(value)
+
 @patch
 def to_dict(self:ModelSpec) -> dict: # text, numbers, lists and dicts
     "The description as plain values, for `ModelSpec.from_dict`."
-    return vars(self) | dict(task=self.task.to_dict(), size=self.size and list(self.size))
+    plain = vars(self) | dict(task=self.task.to_dict(), size=_pair(self.size, list), crop=_pair(self.crop, list))
+    return plain if self.crop else {k: v for k, v in plain.items() if k != 'crop'}
 
 @patch(cls_method=True)
 def from_dict(cls:ModelSpec,
               values:dict # from `to_dict`
 ) -> ModelSpec: # an equal description
     "The description that `to_dict` wrote down."
-    size = values['size'] and tuple(values['size'])
-    return cls(**values | dict(task=Task.from_dict(values['task']), size=size))
+    pairs = {k: _pair(values.get(k), tuple) for k in ('size', 'crop')}
+    return cls(**values | dict(task=Task.from_dict(values['task'])) | pairs)
 
 # %% ../nbs/23_models.ipynb #a067059f
 _LEVELS = np.linspace(.05, .95, 19)
@@ -200,6 +204,7 @@ def _section(title, value):
 # %% ../nbs/23_models.ipynb #2547ca0e
 def _input_words(spec):
     size = '{} x {} pixels (other images are resized)'.format(*spec.size) if spec.size else 'any size'
+    if spec.crop: size += ' (seen in tiles of {} x {} pixels)'.format(*spec.crop)
     values = dict(image='each image is brought to zero mean and unit variance', unit='grey values from 0 to 1')
     return f"Images of {spec.task.channels} channel(s), {size}; {values.get(spec.normalise, spec.normalise)}."
 

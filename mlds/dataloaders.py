@@ -283,7 +283,8 @@ class CropDataset(CatalogueDataset):
     def __len__(self): return len(self.tiles)
     def _side_by_side(self):
         for i, image in enumerate(self.rows.image):
-            for corner in product(*(range(0, n, step) for n, step in zip(image_size(image), self.crop))): yield i, corner
+            starts = [range(0, n, step) for n, step in zip(image_size(image), self.crop)]
+            for corner in product(*starts): yield i, corner
 
 # %% ../nbs/13_dataloaders.ipynb #f9e7d652
 @patch

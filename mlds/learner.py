@@ -468,8 +468,8 @@ def predict(model:nn.Module|Learner|str|Path|Sequence, # a network, a learner, a
             image:np.ndarray|str|Path|ImageSlice, # image or its file, at any size
             probabilities:bool=False, # return those of all classes at each pixel instead
             flip:bool=False, # average with the prediction for the mirrored image
-            tiles:float|None=None # overlap of tiles at the image's own resolution, 0..1; None: the whole image, resized,
-                                  # or, where the network was trained on crops, tiles that overlap by .5
+            tiles:float|None=None # overlap of tiles at the image's own resolution, 0..1; None: the whole image,
+                                  # resized, or tiles that overlap by .5 for a network trained on crops
 ) -> np.ndarray|dict: # class ids (H, W); class sets (H, W) where classes overlap; observation -> probability
     "Segment or classify one image."
     models = _all_models(model)

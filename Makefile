@@ -51,10 +51,11 @@ results: install
 compare: install
 	@mlds-plan compare $(PROFILE) "$(DATA)" "$(RUNS)" results
 
-# The experiments' notebooks need runs, so tests/test_experiments.py runs them. One thread for each worker.
+# The experiments' notebooks need runs, so tests/test_experiments.py runs them. Two workers of one thread each; a file
+# of tests stays with one worker, so that what its tests share is made once.
 test: install
 	@OMP_NUM_THREADS=1 nbdev-test nbs --n-workers 2 --skip-folder-re '^([_.]|experiments$$)'
-	@OMP_NUM_THREADS=1 pytest -q
+	@OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadfile
 
 # The text and code of nbs/index.ipynb as README.md; `make numbers` first brings the numbers in all notebooks up to date.
 readme: install

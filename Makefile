@@ -3,6 +3,8 @@
 # make test        every notebook and test
 # make redraw      tables and figures from the committed results, nothing is trained
 # make compare     this machine's results against the committed ones
+# make docs        the notebooks as a site, _docs/index.html
+# make lab         the notebooks in JupyterLab
 PROFILE ?= quick
 DATA    ?= phantoms
 RUNS    ?= runs
@@ -20,10 +22,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONWARNINGS ?= ignore
 SNAKEMAKE = snakemake --nolock --rerun-incomplete --rerun-triggers mtime --quiet all --cores $(CORES) $(FLAGS)
 
-.PHONY: help install reproduce redraw results compare test readme numbers clean
+.PHONY: help install reproduce redraw results compare test docs lab readme numbers clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -5
+	@sed -n 's/^# //p' Makefile | head -7
 
 install: .venv/.installed
 
@@ -56,6 +58,18 @@ compare: install
 test: install
 	@OMP_NUM_THREADS=1 nbdev-test nbs --n-workers 2 --skip-folder-re '^([_.]|experiments$$)'
 	@OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadfile
+
+# The site, from what pip installs; MathJax comes from npm where that is there. Broken links and the like stop it.
+docs: .venv/.docs
+	@OMP_NUM_THREADS=1 python .ci/site/build.py _docs
+	@python .ci/site/check.py _docs && echo "The site: _docs/index.html"
+
+.venv/.docs: .venv/.installed
+	$(BIN)/pip install --quiet -e ".[docs]"
+	touch $@
+
+lab: install
+	@jupyter lab nbs/index.ipynb
 
 # The text and code of nbs/index.ipynb as README.md; `make numbers` first brings the numbers in all notebooks up to date.
 readme: install

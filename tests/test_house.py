@@ -65,7 +65,7 @@ def imports(folder):
 def test_every_import_is_required(folder):
     "What is installed here by hand only is missing elsewhere."
     extras = project()['optional-dependencies']
-    wanted = project()['dependencies'] + extras['run'] + extras['reproduce'] + extras['dev']
+    wanted = sum((extras[e] for e in ('run', 'reproduce', 'dev', 'docs')), project()['dependencies'])
     there, known = brought([Requirement(r).name for r in wanted]), packages_distributions()
     own = {'mlds', *(f.stem for f in (ROOT/'tests').glob('*.py'))}
     foreign = set(imports(folder)) - set(sys.stdlib_module_names) - own

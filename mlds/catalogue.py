@@ -19,7 +19,7 @@ from fastprogress import progress_bar
 from .annotations import KINDS, Unlabelled, weaken
 from .classsets import MAX_CLASSES
 from .files import IMAGE_SUFFIXES, ImageSlice, image_slices, image_stem, read_image
-from .task import Task, check_names
+from .task import Task, check_names, check_range
 
 # %% ../nbs/07_catalogue.ipynb #fc2c5629
 class Catalogue(pd.DataFrame):
@@ -162,6 +162,7 @@ def split_groups(cat:pd.DataFrame, # table with a column `group`
                  seed:int=0 # the same seed deals the same way
 ) -> pd.DataFrame: # the table with a column `split`
     "Deal whole groups to train, valid and test."
+    check_range(0, 1, valid=valid, test=test)
     groups = _shuffled(_dealt_groups(cat), seed)
     n_valid, n_test = (max(round(share*len(groups)), int(share > 0)) for share in (valid, test))
     if n_valid + n_test >= len(groups):

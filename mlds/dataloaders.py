@@ -7,7 +7,7 @@ __all__ = ['prepare_image', 'CatalogueDataset', 'CropDataset', 'QuotaDL', 'geome
            'make_dataloaders']
 
 # %% ../nbs/13_dataloaders.ipynb #fcf13ff7
-import os, random, shutil, tempfile, warnings, weakref
+import math, os, random, shutil, tempfile, warnings, weakref
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,7 +28,7 @@ from .catalogue import Catalogue, check_splits, task_of, unlabelled_rows
 from .classsets import ClassSets, nothing_known, region_boxes, region_classes, without_cut_regions
 from .files import image_size, read_image, resize_image
 from .labels import apply_policy, check_labels
-from .task import Task
+from .task import Task, check_range
 
 # %% ../nbs/13_dataloaders.ipynb #528b71d7
 def _statistics(pixels): return pixels.mean(), pixels.std()
@@ -443,6 +443,13 @@ def _shared_cache(cache, num_workers):
     in_memory = cache is not False and not isinstance(cache, str|Path)
     return _Cache(0) if num_workers and in_memory else _cache(cache)
 
+def _checked(size):
+    "(H, W), or None."
+    if size is None: return
+    if np.ndim(size) != 1 or len(size) != 2: raise ValueError(f"size={size!r}: give (height, width) in pixels")
+    check_range(1, 1 << 15, height=int(size[0]), width=int(size[1]))
+    return tuple(size)
+
 # %% ../nbs/13_dataloaders.ipynb #d36c65f5
 def _check_crop(crop, size, task):
     if task.unit == 'image': raise ValueError("crop is for classes of pixels: a label may belong to what is cut off")
@@ -476,8 +483,10 @@ def make_dataloaders(cat:Catalogue, # columns id, group, split, image, annotatio
                      device=None # where batches go; fastai's default if not given
 ) -> DataLoaders: # training batches by quota, validation in order; `task`, `size` and `normalise` are attributes
     "fastai DataLoaders for a catalogue of mixed annotations, or of image labels."
+    check_range(1, math.inf, bs=bs, iterations=iterations)
+    check_range(0, 64, num_workers=num_workers)
     train, valid = _sides(check_splits(cat))
-    items = partial(_items_of(train, size, crop), normalise=normalise, uncertain=uncertain, blank=blank,
+    items = partial(_items_of(train, _checked(size), crop), normalise=normalise, uncertain=uncertain, blank=blank,
                     cache=_shared_cache(cache, num_workers))
     train, valid = items(train, split_idx=0), items(valid, split_idx=1)
     quota = _check_quota(quota or _share_quota(train.kinds, bs), train.kinds)

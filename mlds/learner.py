@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TEACHERS', 'BATCH_STATISTICS', 'MeanAUROC', 'MixedLearner', 'make_learner', 'progress', 'fit', 'ScoreCurve',
-           'probabilities', 'predict', 'predict_folder', 'Scores', 'evaluate', 'show_examples', 'mixed_precision',
-           'device_name']
+           'probabilities', 'predict', 'predict_folder', 'Scores', 'evaluate', 'known_rows', 'show_examples',
+           'mixed_precision', 'device_name']
 
 # %% ../nbs/24_learner.ipynb #e34756ba
-import hashlib, json, os, sys, time, warnings
+import hashlib, json, math, os, sys, time, warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,7 +34,6 @@ from fastcore.imports import IN_COLAB, IN_NOTEBOOK
 from fastprogress.fastprogress import progress_bar
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from tifffile import imwrite
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
@@ -43,8 +42,8 @@ from .catalogue import _slices_of, task_of, unlabelled_rows
 from .checkpoints import Checkpoint
 from .classsets import class_sets, ClassSets, to_labels, unpack
 from .dataloaders import CatalogueDataset, prepare_image
-from .files import _mask_suffix, _open, _volume_bytes, _VolumeFile
-from .files import ImageSlice, atomic_file, image_size, image_spacing, image_stem, read_image, to_json, write_mask
+from .files import (ImageSlice, atomic_file, image_size, image_spacing, image_stem, open_image, read_image, to_json,
+                        write_map, write_mask)
 from .labels import MaskedBCE, apply_policy, positive_weights
 from .metrics import (ForegroundDice, ForegroundIoU, auroc_table, class_hd95, dice, iou, known_classes, mean_table,
                           overlap_counts, score_table)
@@ -53,7 +52,7 @@ from .pseudolabels import PseudoLabels, StrongAugment
 from .rivals import RIVALS, rival_callbacks
 from .show import colour_image, example_grid, grey_levels
 from .supervision import MixedLoss
-from .task import Task
+from .task import Task, check_range
 from .teacher import MeanTeacher
 from .transfer import Adapter, add_adapters, set_trainable, start_from, trained_groups
 
@@ -209,7 +208,12 @@ def _starting_network(dls, model, network, start, tune):
     return _describe(set_trainable(model, tune) if tune else model, dls)
 
 # %% ../nbs/24_learner.ipynb #170094d7
+def _check_numbers(loss, teaching):
+    check_range(0, math.inf, **{k: loss[k] for k in ('aux_weight', 'dice', 'mil', 'tight') if k in loss})
+    check_range(0, 1, **{k: teaching[k] for k in ('threshold', 'start', 'ramp', 'cutmix') if k in teaching})
+
 def _loss_and_callbacks(dls, teacher, aux_supervision, loss, teaching):
+    _check_numbers(loss or {}, teaching or {})
     if dls.task.unit == 'pixel':
         return MixedLoss(dls.task, aux_supervision, **(loss or {})), _teaching(teacher, **(teaching or {}))
     weights = positive_weights(dls.train.dataset.labels, dls.task.classes, **(loss or {}))
@@ -291,7 +295,10 @@ def tell(self:_Lines, text, share):
 
 # %% ../nbs/24_learner.ipynb #9120ce87
 def _history(learn):
-    return pd.DataFrame(list(learn.recorder.values), columns=learn.recorder.metric_names[1:-1])
+    table = pd.DataFrame(list(learn.recorder.values), columns=learn.recorder.metric_names[1:-1])
+    lost = ~np.isfinite(table.train_loss.astype(float)) if 'train_loss' in table else []
+    if any(lost): warnings.warn("the loss is no number any more: a smaller lr, or precision fp32, may help")
+    return table
 
 def fit(learn:Learner, # from `make_learner`
         lr:float=.01, # largest learning rate, of the heads
@@ -302,6 +309,10 @@ def fit(learn:Learner, # from `make_learner`
         bar:bool|None=None # see `progress`
 ) -> pd.DataFrame: # losses and scores, a row for each epoch
     "Train a network."
+    check_range(1e-9, 1, lr=lr)
+    check_range(1, math.inf, epochs=epochs)
+    check_range(0, 1, warmup=warmup)
+    check_range(0, math.inf, trunk_lr_mult=trunk_lr_mult)
     bar = _watched() if bar is None else bar
     cbs = ([Checkpoint(checkpoint)] if checkpoint else []) + ([] if bar else [_Lines()])
     rates = slice(lr*trunk_lr_mult, lr)
@@ -498,12 +509,9 @@ def _pixel_area(image):
 
 # %% ../nbs/24_learner.ipynb #6f00fa92
 def _voxel_volume(file):
-    "mm3, or None: where slices are stored without their distance, SimpleITK says 1."
-    opened, area = _open(file, 'image'), _pixel_area(file)
-    if area is None: return None
-    apart = opened.reader.GetSpacing()[2]
-    dicom = opened._meta('0008|0016')
-    return None if dicom and apart == 1 and not opened._meta('0018|0088') else area*apart
+    "mm3, or None."
+    area, apart = _pixel_area(file), open_image(file).thickness
+    return None if area is None or apart is None else area*apart
 
 # %% ../nbs/24_learner.ipynb #b6b536ac
 @dataclass
@@ -531,12 +539,9 @@ def mask(self:_Output, name, file, masks):
 @patch
 def maps(self:_Output, name, file, probs):
     "Write the probabilities of a file, a map for each class."
-    volume = None if isinstance(file, np.ndarray) else _open(file, 'image')
-    suffix = _mask_suffix(volume, file) if isinstance(volume, _VolumeFile) else '.tif'
+    like = None if isinstance(file, np.ndarray) else file
     for c, values in zip(self.task.classes, np.stack(probs, 1)):
-        with atomic_file(self.place('probabilities', c.replace('/', '_'), name + suffix)) as f:
-            if suffix != '.tif': f.write(_volume_bytes(values, volume, suffix))
-            else: imwrite(f, values, photometric='minisblack', compression='zlib')
+        write_map(values, self.place('probabilities', c.replace('/', '_'), f'{name}.tif'), like)
 
 # %% ../nbs/24_learner.ipynb #8700b747
 def _shown(pixels):
@@ -555,7 +560,7 @@ def picture(self:_Output, name, pixels, mask):
 def _is_blank(image):
     "Whether an image is a slice of a volume that holds one value only."
     if not isinstance(image, ImageSlice): return False
-    pixels = _open(image, 'image').shown(image.slice)
+    pixels = open_image(image).shown(image.slice)
     return pixels.min() == pixels.max()
 
 def _nothing(image, task):
@@ -864,6 +869,21 @@ def evaluate(model:nn.Module|Learner|str|Path|Sequence, # as for `predict`
     if task.unit == 'image': return _evaluate_images(models, rows, task, flip, bar, **policy)
     if policy: raise TypeError(f"{', '.join(policy)}: labels of pixels have no such option")
     return _evaluate_pixels(models, rows, task, flip, bar, tiles, distances)
+
+# %% ../nbs/24_learner.ipynb #4cf24bc9
+def _says_something(row, task):
+    "Whether the class of a pixel is known, or a label."
+    if task.unit == 'image': return any(row[name] in (0, 1) for name in task.classes)
+    sets = row['annotation'].class_sets(image_size(row['image']), task.n_classes)
+    return bool(known_classes(sets[None], task).any())
+
+def known_rows(rows:pd.DataFrame # catalogue, or rows of one, with annotations or labels
+) -> pd.DataFrame: # those that `evaluate` can compare with a prediction
+    "The rows of which something is known; raises if there are none."
+    kept = [_says_something(row, task_of(rows)) for _, row in rows.iterrows()]
+    if any(kept): return rows[kept].reset_index(drop=True)
+    raise ValueError("of no image is anything known that could be compared with a prediction: annotate some, "
+                     "or choose others")
 
 # %% ../nbs/24_learner.ipynb #79c7a12e
 @patch

@@ -28,7 +28,7 @@ from . import __version__
 from .checkpoints import compare_tensors
 from .dataloaders import prepare_image
 from .files import atomic_file, read_image, to_json
-from .task import Task
+from .task import Task, check_range
 from .transfer import add_adapters
 from .unet import TimmUNet, UNet, timm_network
 
@@ -151,6 +151,8 @@ def make_network(task:Task, # what it predicts
                  size:tuple[int, int]|None=None # (H, W) of the images, for timm networks of a fixed size
 ) -> nn.Module: # carries its `ModelSpec` as `spec`
     "A network for a task."
+    check_range(1, 1 << 14, width=width, head_width=head_width)
+    check_range(1, 8, depth=depth)
     network = dict(encoder=encoder, width=width or (16 if encoder else 64), depth=depth, head_width=head_width,
                    norm=norm, upsample=upsample, dropout=dropout, negative_slope=negative_slope, adapters=adapters)
     if task.unit == 'pixel': model, normalise = _make_unet(task, network, pretrained), 'image'

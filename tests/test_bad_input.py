@@ -19,6 +19,8 @@ from mlds.annotations import Boxes, ImageLabels, Points, Unlabelled
 from mlds.catalogue import Catalogue, check_catalogue, simulate_budget, split_groups, task_of
 from mlds.folders import check_folder, join_catalogues, read_folder, save_example
 from mlds.dataloaders import make_dataloaders
+from mlds.learner import fit, make_learner, mixed_precision
+from mlds.models import load_model
 from mlds.phantoms.oct import save_phantoms
 from mlds.task import Task
 
@@ -207,6 +209,17 @@ FILES = {
     'point of no class': (lambda f: point(f, '', 8, 3), ['points.csv row 2', A, "class ''", 'IRF, SRF, PED']),
     'point that contradicts': (lambda f: points(f, ('IRF', 4, 5, 1), ('IRF', 4, 5, 0)),
                                [A, 'x=4, y=5 contradict', 'remove']),
+    'a point outside the boxes': (lambda f: (box(f, 'IRF', 1, 2, 9, 8), edit(f, put(kind='')),
+                                             (f/'points.csv').write_text(f'{POINT}\n{A},IRF,20,20\n')),
+                                  [f'id {A}', 'points.csv contradicts', 'boxes.csv', 'x=20, y=20', 'column kind']),
+    'a label against the boxes': (lambda f: (box(f, 'IRF', 1, 2, 9, 8), edit(f, put(kind='', image_labels='PED'))),
+                                  [f'id {A}', 'boxes.csv and', 'labels.csv contradict', 'class 1', 'nowhere']),
+    'boxes against a whole mask': (lambda f: (f/'boxes.csv').write_text(f'{BOX}\n{A},IRF,0,0,2,2\n'),
+                                   [f'id {A}', MASK, 'boxes.csv', 'contradict']),
+    'a kind of a pair is absent': (lambda f: (box(f, 'IRF', 1, 2, 9, 8), edit(f, put(kind='boxes + points'))),
+                                   [A, 'points', 'points.csv']),
+    'marks on an id out of the folder': (lambda f: box(f, 'IRF', 1, 2, 9, 8, id='../../etc/passwd'),
+                                         ['boxes.csv row 2', 'not in labels.csv']),
     'three extreme points': (lambda f: table(f, 'extreme_points.csv', f'{BOX},x2,y2', (A, 'IRF', *range(6))),
                              ['extreme_points.csv', 'lacks', 'x3, y3']),
     'stroke of two classes': (lambda f: strokes(f, (0, 'IRF', 3, 4), (0, 'SRF', 5, 6)), [A, 'stroke 0', 'two classes']),
@@ -346,6 +359,16 @@ HANDLED = {
                                      lambda c: row(c).annotation.class_sets((32, 48), 4)[1, 31, 47] == 0b1101),
     'two kinds, one named': (lambda f: ((f/'boxes.csv').write_text(f'id,class,x0,y0,x1,y1\n{A},IRF,1,2,3,4\n'),
                                         edit(f, put(kind='boxes'))), lambda c: row(c).annotation.kind == 'boxes'),
+    'boxes and points': (lambda f: (box(f, 'IRF', 1, 2, 9, 8), edit(f, put(kind='')),
+                                    (f/'points.csv').write_text(f'{POINT}\n{A},IRF,4,5\n')),
+                         lambda c: row(c).annotation.class_sets((32, 48), 4)[:2, 5, 4].tolist() == [2, 2]),
+    'boxes and a label that follows': (lambda f: (box(f, 'IRF', 1, 2, 9, 8), edit(f, put(kind='', image_labels='IRF'))),
+                                       lambda c: row(c).annotation.kind == 'boxes + image labels'),
+    'a partial mask and points': (lambda f: (save(f/MASK, np.uint8(np.array(Image.open(f/MASK)) == 1)),
+                                             edit(f, put(looked_for='IRF')),
+                                             (f/'points.csv').write_text(f'{POINT}\n{A},PED,0,31\n')),
+                                  lambda c: row(c).annotation.kind == 'partial mask + points'),
+    'a link to a folder of images elsewhere': (lambda f: link_outside(f, 'images'), lambda c: len(c) == 10),
     'images that are not listed': (lambda f: shutil.copy(f/IMAGE, f/'images/extra.png'), lambda c: len(c) == 10),
     'folders with blanks and apostrophes': (lambda f: None, lambda c: len(c) == 10),
 }
@@ -537,6 +560,62 @@ def test_images_of_several_sizes_without_a_size(folder):
         make_dataloaders(read_folder(folder), bs=8, iterations=3)
     dls = make_dataloaders(read_folder(folder), bs=8, iterations=3, size=(32, 32))
     assert dls.one_batch()[0].shape == (8, 1, 32, 32)
+
+# what is typed wrongly in Python
+
+def loaders(folder, **kwargs):
+    return make_dataloaders(read_folder(folder, check=False), **dict(bs=2, iterations=1, device='cpu') | kwargs)
+def learner(folder, **kwargs): return make_learner(loaders(folder), **dict(network=dict(width=2, depth=2)) | kwargs)
+def trained(folder, **kwargs): return fit(learner(folder), **dict(epochs=1, bar=False) | kwargs)
+def put_pickle(file):
+    file.write_bytes(pickle.dumps(Evil(file.parent)))
+    return file
+
+TYPED = {
+    'no images in a batch': (lambda f: loaders(f, bs=0), 'bs=0'),
+    'no iterations': (lambda f: loaders(f, iterations=0), 'iterations=0: a number from 1'),
+    'one number as size': (lambda f: loaders(f, size=64), r'size=64: give \(height, width\)'),
+    'an image of no height': (lambda f: loaders(f, size=(0, 64)), 'height=0: a number from 1'),
+    'an image beyond belief': (lambda f: loaders(f, size=(64, 10**6)), 'width=1000000'),
+    'fewer workers than none': (lambda f: loaders(f, num_workers=-1), 'num_workers=-1'),
+    'a negative learning rate': (lambda f: trained(f, lr=-1), 'lr=-1: a number from 1e-09 to 1'),
+    'a learning rate of zero': (lambda f: trained(f, lr=0), 'lr=0'),
+    'a learning rate that is none': (lambda f: trained(f, lr=float('nan')), 'lr=nan'),
+    'a learning rate as text': (lambda f: trained(f, lr='.01'), "lr='.01'"),
+    'no epochs': (lambda f: trained(f, epochs=0), 'epochs=0'),
+    'twice the training as warm-up': (lambda f: trained(f, warmup=2), 'warmup=2'),
+    'a backward trunk': (lambda f: trained(f, trunk_lr_mult=-1), 'trunk_lr_mult=-1'),
+    'a network of no width': (lambda f: learner(f, network=dict(width=0)), 'width=0'),
+    'a network of no depth': (lambda f: learner(f, network=dict(depth=0)), 'depth=0'),
+    'an unknown encoder': (lambda f: learner(f, network=dict(encoder='resnot')), "no network 'resnot'"),
+    'an unknown teacher': (lambda f: learner(f, teacher='me'), "teacher='me' is unknown: choose one of"),
+    'an unknown supervision': (lambda f: learner(f, aux_supervision='all'), "'all' is unknown: choose one of"),
+    'a negative weight': (lambda f: learner(f, loss=dict(dice=-1)), 'dice=-1'),
+    'a decay above 1': (lambda f: learner(f, teaching=dict(decay=2)), 'decay 2 is outside 0..1'),
+    'a confidence above 1': (lambda f: learner(f, teaching=dict(threshold=7)), 'threshold=7'),
+    'a share above 1': (lambda f: learner(f, teaching=dict(cutmix=3)), 'cutmix=3'),
+    'a start after the end': (lambda f: learner(f, teaching=dict(start=2)), 'start=2'),
+    'nothing to start from': (lambda f: learner(f, start=f/'none.safetensors'), 'there is no model at'),
+    'a pickle to start from': (lambda f: learner(f, start=put_pickle(f/'m.safetensors')), 'is not a safetensors file'),
+    'a pickle as checkpoint': (lambda f: trained(f, checkpoint=put_pickle(f/'c.pt')), 'is not a checkpoint'),
+    'a pickle as model': (lambda f: load_model(put_pickle(f/'m.safetensors')), 'is not a safetensors file'),
+    'half precision on a processor': (lambda f: mixed_precision('fp16'), "precision='fp16' needs a GPU"),
+    'a negative share': (lambda f: split_groups(read_folder(f), -1), 'valid=-1'),
+}
+
+@pytest.mark.parametrize('case', TYPED)
+def test_typed(folder, case):
+    "Refused before a training, in one sentence that names the argument; nothing is unpickled."
+    if 'half' in case and torch.cuda.is_available(): pytest.skip('there is a GPU')
+    do, words = TYPED[case]
+    with pytest.raises((ValueError, OSError), match=words): do(folder)
+    assert not (folder/'pwned').exists()
+
+def test_a_loss_that_is_lost_is_named(folder):
+    learn = learner(folder)
+    with torch.no_grad(): next(learn.model.parameters()).fill_(float('nan'))
+    with pytest.warns(UserWarning, match='the loss is no number any more'): fit(learn, epochs=1, bar=False)
+
 
 BUDGETS = {
     'more masks than images': (dict(masks=99), ['99', 'training has 6', "'all'"]),

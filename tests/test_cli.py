@@ -11,6 +11,8 @@ from PIL import Image
 from conftest import ROOT, call
 from mlds.cli import COMMANDS, RECIPES, options
 from mlds.phantoms.chest import save_chest_phantoms
+from mlds.phantoms.oct import save_phantoms
+from test_sources import duke
 
 START = [sys.executable, '-c', 'import sys; from mlds.cli import main; sys.exit(main())']
 TINY = '--size 32x48 --iterations 4 --width 2 --depth 2 --head-width 4 --bs 1'.split()
@@ -123,6 +125,26 @@ def test_start_and_like(work):
     assert [params[k] for k in ('width', 'depth', 'head_width', 'iterations', 'size')] == [2, 2, 4, 2, '32x32']
     assert params['start'] == str(work/'run/model.safetensors')
     assert "profile 'shor' is unknown; there are short" in refused(work, 'train', 'eyes', '--like', 'shor')
+
+def test_several_folders_and_a_public_set(tmp_path):
+    "An own folder in which one fluid was drawn, and Duke's .mat files: one network, and nothing is written into either."
+    duke(tmp_path/'duke', np.random.default_rng(0), subjects=5, scans=4)
+    own = save_phantoms(tmp_path/'own', 4, 2, (32, 48))
+    for file in (own/'masks').iterdir(): Image.fromarray(np.uint8(np.array(Image.open(file)) == 3)).save(file)
+    (own/'classes.txt').write_text('background\nPED\n')
+    before = {f for folder in ('own', 'duke') for f in (tmp_path/folder).rglob('*')}
+    said = mlds(tmp_path, 'check', 'own', 'duke').stdout
+    assert 'own and duke: 18 images, 0 problems' in said and 'partial mask' in said
+    assert '18 images, trained' in mlds(tmp_path, 'train', 'own', 'duke', *TINY).stdout
+    assert record(tmp_path/'run')['params']['data'] == 'own;duke' and set(record(tmp_path/'run')['manifest']) == {'own', 'duke'}
+    assert len(pd.read_csv(tmp_path/'run/per_image.csv')['class'].unique()) == 3
+    done = mlds(tmp_path, 'evaluate', 'run', 'duke') # which shows one of the model's two classes
+    assert 'fluid' in done.stdout and 'was trained on images of duke' in done.stderr
+    mlds(tmp_path, 'predict', 'run', 'duke')
+    assert len(pd.read_csv(tmp_path/'predictions/predictions.csv')) == 10
+    assert {f for folder in ('own', 'duke') for f in (tmp_path/folder).rglob('*')} == before
+    assert 'two data folders are called own' in refused(tmp_path, 'train', 'own', 'own')
+    assert 'lies in the data' in refused(tmp_path, 'train', 'own', 'duke', '--out', 'duke/run')
 
 @pytest.mark.parametrize('words, says', [
     (['trian', 'eyes'], 'did you mean train?'),

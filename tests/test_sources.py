@@ -2,9 +2,6 @@
 
 Each layout is imitated with small noise images under the names, and with the quirks, of the real files; JSRT's raw files
 and masks have their real size, as the reader insists on it."""
-import os
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,9 +17,9 @@ from mlds.learner import fit, make_learner
 from mlds.phantoms.chest import OBSERVATIONS
 from mlds.sources.chest import read_source
 from mlds.task import Task
+from real_images import DATA, duke_as_mat, jsrt_as_raw, save_jsrt
 
 torch.set_num_threads(1)
-DATA = Path(os.environ.get('MLDS_DATA') or Path(__file__).resolve().parents[2]/'shared'/'data')
 
 
 @pytest.fixture
@@ -187,17 +184,6 @@ def scr_masks():
             'heart': ellipse(660, 570, 150, 170), 'right clavicle': ellipse(210, 330, 25, 150),
             'left clavicle': ellipse(210, 690, 25, 150)}
 
-def save_jsrt(folder, name, image, masks, fold):
-    "An image of 0..255 with dark lungs as JSRT stores it: 12 bits, inverted, high byte first, without header."
-    (folder/'All247images').mkdir(parents=True, exist_ok=True)
-    big = np.asarray(Image.fromarray(image).resize((2048, 2048), Image.NEAREST))
-    (4095 - big.astype('>u2')*16).astype('>u2').tofile(folder/f'All247images/{name}.IMG')
-    for structure, mask in masks.items():
-        large = Image.fromarray((mask*255).astype(np.uint8)).resize((1024, 1024), Image.NEAREST)
-        path = folder/f'scratch/{fold}/masks/{structure}/{name}.gif'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        large.save(path)
-
 def test_jsrt(tmp_path, rng):
     masks = scr_masks()
     for k, name in enumerate(['JPCLN001', 'JPCLN002', 'JPCLN003', 'JPCNN001', 'JPCNN003']):
@@ -275,21 +261,9 @@ def test_a_data_set_that_cannot_be_written_to(tmp_path, rng, monkeypatch):
 
 # the real images, back in the form in which they were published
 
-def copy(name):
-    if not (DATA/name).is_dir(): pytest.skip(f'no research copy {name}: set MLDS_DATA to the folder that holds it')
-    return DATA/name, pd.read_csv(DATA/name/'labels.csv')
-
 def test_real_duke_as_mat(tmp_path):
     "The copy's PNGs as .mat files, with other scans between them that were not graded."
-    source, table = copy('oct_duke_dme')
-    chosen = table[table.group.isin(sorted(table.group.unique())[:4])].groupby('group').head(4)
-    for k, (_, rows) in enumerate(chosen.groupby('group'), 1):
-        pixels = np.stack([np.asarray(Image.open(source/f'images/{i}.png')) for i in rows.id], -1)
-        pockets = np.stack([np.asarray(Image.open(source/f'instances/{i}.png')) for i in rows.id], -1)
-        images, fluid = np.repeat(pixels, 2, -1), np.full((*pixels.shape[:2], 8), np.nan)
-        fluid[..., ::2] = pockets
-        layers = np.where(np.isnan(fluid[:8]), np.nan, 100.)
-        savemat(tmp_path/f'Subject_{k:02d}.mat', dict(images=images, manualFluid1=fluid, manualLayers1=layers))
+    source, chosen = DATA/'oct_duke_dme', duke_as_mat(tmp_path, 4, 4)
     cat = train(read_source(tmp_path), (48, 64))
     assert len(cat) == 16 and cat.group.nunique() == 4
     for row, i in zip(cat.itertuples(), chosen.id):
@@ -299,14 +273,7 @@ def test_real_duke_as_mat(tmp_path):
 
 def test_real_jsrt_as_raw_files(tmp_path):
     "The copy's PNGs as 2048 x 2048 big-endian files with GIF masks; what is read back is what was there."
-    source, table = copy('cxr_jsrt')
-    bits = {'right lung': 1, 'left lung': 2, 'heart': 4, 'right clavicle': 8, 'left clavicle': 16}
-    chosen = table.groupby('scr_fold').head(4)
-    for row in chosen.itertuples():
-        stored = np.asarray(Image.open(source/f'masks_bits/{row.id}.png'))
-        masks = {name: stored & bit > 0 for name, bit in bits.items()}
-        image = np.asarray(Image.open(source/f'images/{row.id}.png').convert('L'))
-        save_jsrt(tmp_path, row.id, image, masks, {'odd': 'fold1', 'even': 'fold2'}[row.scr_fold])
+    source, chosen = DATA/'cxr_jsrt', jsrt_as_raw(tmp_path, 4)
     cat = train(read_source(tmp_path), (64, 64))
     assert (cat.set_index('id').fold == chosen.set_index('id').scr_fold.map({'odd': 'fold1', 'even': 'fold2'})).all()
     for row in cat[::3].itertuples():

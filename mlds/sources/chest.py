@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['read_chexpert', 'read_jsrt', 'read_qata', 'read_tuberculosis', 'read_jsrt_png', 'read_kermany', 'read_covid',
-           'read_source', 'chest_folders', 'read_chest']
+           'read_source', 'read_data', 'check_data', 'chest_folders', 'read_chest']
 
 # %% ../../nbs/10_sources_chest.ipynb #b3bb885c
 import re, warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import reduce
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,9 @@ import pandas as pd
 from PIL import Image
 
 from ..annotations import Mask, Unlabelled
-from ..catalogue import Catalogue, check_labels, check_splits, split_groups
-from ..files import read_image, read_mask
-from ..folders import read_folder, read_table
+from ..catalogue import Catalogue, check_catalogue, check_labels, check_splits, split_groups
+from ..files import data_folders, read_image, read_mask
+from ..folders import (FolderReport, check_folder, check_rows, join_catalogues, read_folder, read_table)
 from ..phantoms.chest import CHEST_TASKS, OBSERVATIONS, STRUCTURES
 from .oct import _converted, _resize, _size, read_duke, read_retouch
 from ..task import Task
@@ -422,6 +424,68 @@ def read_source(folder:str|Path, # a public data set as it was unpacked, or a pl
 ) -> Catalogue: # with splits, unless a plain folder comes without
     "The catalogue of a data set, which is recognised by its files."
     return _reader(folder)(folder, **options)
+
+# %% ../../nbs/10_sources_chest.ipynb #7fa97c40
+def _is_plain(folder): return (Path(folder)/'labels.csv').exists()
+
+def _read_published(folder, to=None):
+    reader = _reader_by_files(folder)
+    place = dict(to=Path(to)/Path(folder).resolve().name) if to and 'to' in signature(reader).parameters else {}
+    return reader(folder, **place)
+
+def _dealt_alike(parts):
+    "The catalogues, all with splits if one has them."
+    if not any('split' in cat for cat in parts.values()): return parts
+    return {name: cat if 'split' in cat else split_groups(cat) for name, cat in parts.items()}
+
+def _joined(parts): return join_catalogues(_dealt_alike(parts)) if len(parts) > 1 else next(iter(parts.values()))
+
+# %% ../../nbs/10_sources_chest.ipynb #e9cd9f3a
+def read_data(data:str|Path|Sequence, # a folder, or several, see `data_folders`
+              classes:Sequence[str]|None=None, # of one plain folder, as for `read_folder`, like all that follow
+              unit:str='pixel', # 'pixel' or 'image'
+              check:bool=True, # open every image and annotation
+              channels:int=1, # 1 (grey) or 3 (colour)
+              to:str|Path|None=None # where public data sets are converted; `.mlds` within them if not given
+) -> Catalogue: # of several folders, ids and groups begin with a folder's name
+    "The catalogue of one or several folders of data."
+    folders = data_folders(data)
+    if classes and len(folders) > 1:
+        raise ValueError("several folders have their classes in their classes.txt: name none")
+    def read(folder):
+        if _is_plain(folder): return read_folder(folder, classes, unit, check, channels)
+        cat = _read_published(folder, to)
+        return check_catalogue(cat) if check else cat
+    return _joined({name: read(folder) for name, folder in folders.items()})
+
+# %% ../../nbs/10_sources_chest.ipynb #75d442e0
+def _tried(folder, unit, channels, coordinates, to):
+    "A report on a folder that is one of several, or public; no image is opened."
+    try:
+        if _is_plain(folder): return check_folder(folder, None, unit, channels, coordinates, look=False)
+        cat, problems = _read_published(folder, to), []
+    except (ValueError, OSError) as e: cat, problems = None, [str(e)]
+    return FolderReport(Path(folder), problems, [], pd.DataFrame(), {}, cat)
+
+def _report_on(reports, name):
+    "One report of several."
+    problems, notes = ([line for r in reports.values() for line in getattr(r, k)] for k in ('problems', 'notes'))
+    nothing = FolderReport(Path(name), problems, notes, pd.DataFrame(), {}, None)
+    if problems: return nothing
+    try: return check_rows(_joined({n: r.catalogue for n, r in reports.items()}), name, notes=notes)
+    except ValueError as e: return replace(nothing, problems=[str(e)])
+
+def check_data(data:str|Path|Sequence, # as for `read_data`, like all that follow
+               unit:str='pixel', # 'pixel' or 'image'
+               channels:int=1, # 1 (grey) or 3 (colour)
+               coordinates:str='pixels', # in tables that do not say: 'pixels' or 'relative'
+               to:str|Path|None=None # where public data sets are converted
+) -> FolderReport: # problems, notes, tables
+    "Everything that is wrong with one or several folders of data, and everything that is in them."
+    folders, options = data_folders(data), dict(unit=unit, channels=channels, coordinates=coordinates)
+    first = next(iter(folders.values()))
+    if len(folders) == 1 and _is_plain(first): return check_folder(first, **options)
+    return _report_on({name: _tried(f, **options, to=to) for name, f in folders.items()}, ' and '.join(folders))
 
 # %% ../../nbs/10_sources_chest.ipynb #b7828bf3
 _KINDS = {read_chexpert: 'findings', read_kermany: 'findings', read_jsrt: 'anatomy', read_jsrt_png: 'anatomy',

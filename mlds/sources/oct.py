@@ -16,7 +16,7 @@ from PIL import Image
 from scipy.io import loadmat
 from skimage.measure import label, regionprops
 from ..catalogue import Catalogue, split_groups
-from ..files import _open, _reading, content_key, to_json, write_once
+from ..files import content_key, open_image, read_stored, reading_file, to_json, write_once
 from ..folders import read_folder
 from ..phantoms.oct import OCT_CLASSES
 
@@ -42,8 +42,8 @@ def _size(size):
 # %% ../../nbs/09_sources_oct.ipynb #46c1e26c
 def _read_volume(path):
     "All scans of a volume (scans, H, W), as stored"
-    file = _open(path, 'volume')
-    with _reading(path, 'volume'): return np.stack([file.stored(k) for k in range(file.slices)])
+    slices = open_image(path, 'volume').slices
+    return np.stack([read_stored(path, k, 'volume') for k in range(slices)])
 
 def _read_oct(path):
     "Grey values of a volume, uint8 (scans, H, W)"
@@ -123,7 +123,7 @@ def read_retouch(folder:str|Path, # holds the case folders, at any depth
 def _read_subject(path, grader):
     "B-scans, uint8 (scans, H, W); fluid, bool, the same size; and which scans are graded"
     names = ['images', f'manualFluid{grader}', f'manualLayers{grader}']
-    with _reading(path, 'volume'):
+    with reading_file(path, 'volume'):
         try: stored = loadmat(path, variable_names=names)
         except NotImplementedError: raise ValueError("it is of MATLAB 7.3: save it with save(..., '-v7')") from None
         absent = [n for n in names if n not in stored]

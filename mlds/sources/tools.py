@@ -682,7 +682,7 @@ def _as_mask(shapes, size, every):
     sets[sets == 0] = 1
     values = sets.astype(np.min_scalar_type(sets.max())) if shapes.bits else np.log2(sets).astype(np.uint8)
     if every: return Mask(values, shapes.bits)
-    return PartialMask(values, shapes.bits, annotated=list(shapes.exhaustive))
+    return PartialMask(values, shapes.bits, list(shapes.exhaustive))
 
 # %% ../../nbs/11_sources_tools.ipynb #9b6be579
 def _of_one_kind(shapes, kind, every):

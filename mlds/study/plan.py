@@ -10,7 +10,6 @@ __all__ = ['OPTIONS', 'PAPERS', 'ARMS', 'AUX_NAMES', 'KNOWN', 'RIVALS', 'ABLATIO
 
 # %% ../../nbs/35_plan.ipynb #8861ccc1
 import csv, json, time
-from configparser import ConfigParser, Error as ParsingError
 from contextlib import contextmanager
 from itertools import pairwise, product
 from math import ceil
@@ -18,41 +17,10 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
+from ..cli import profile_section, read_ini
 from ..files import atomic_file, folder_manifest, read_json
 from .parameters import Parameter, check_parameters, notebook_file, parse_size, schema
 from .runs import Run, link_record, record_file, run_id
-
-# %% ../../nbs/35_plan.ipynb #46405cc8
-def _read_ini(file):
-    "The sections of settings.ini."
-    ini = ConfigParser(inline_comment_prefixes='#', interpolation=None)
-    try: found = ini.read(file)
-    except ParsingError as e: raise ValueError(f"{file} cannot be read: {' '.join(str(e).split())}") from e
-    if not found: raise FileNotFoundError(f"{file} does not exist")
-    return ini
-
-# %% ../../nbs/35_plan.ipynb #3f4646b3
-def _ancestors(ini, file, profile):
-    "The profile and those that it extends, the eldest first."
-    names, line = [s for s in ini.sections() if s != 'data' and ' ' not in s], []
-    while profile:
-        if profile not in names:
-            raise ValueError(f"profile {profile!r} is unknown; {file} has {', '.join(names)}")
-        if profile in line:
-            raise ValueError(f"profile {profile!r} of {file} extends itself: {' -> '.join([*line, profile])}")
-        line.append(profile)
-        profile = ini[profile].get('extends')
-    return line[::-1]
-
-def _section(file, profile, part, data):
-    "The lines of [PROFILE PART] and, for a folder, of [PROFILE PART folder]; before them those of what it extends."
-    ini, given = _read_ini(file), {}
-    endings = [''] if data == 'phantoms' else ['', ' folder']
-    for ancestor, ending in product(_ancestors(ini, file, profile), endings):
-        name = f'{ancestor} {part}'.strip() + ending
-        if name in ini: given |= ini[name]
-    given.pop('extends', None)
-    return given
 
 # %% ../../nbs/35_plan.ipynb #31104c35
 def _words(text, what, kind, meaning):
@@ -93,7 +61,7 @@ def read_options(file:str|Path, # settings.ini
                  data:str='phantoms' # 'phantoms' or a folder
 ) -> dict: # a value for each of `OPTIONS`
     "How a profile is done, checked."
-    given = _section(file, profile, '', data)
+    given = profile_section(file, profile, '', data)
     return {name: p.check(name, given.get(name, p.default)) for name, p in OPTIONS.items()}
 
 # %% ../../nbs/35_plan.ipynb #e205261e
@@ -131,7 +99,7 @@ def read_profile(file:str|Path, # settings.ini
 ) -> dict: # results, options, the lines about tables, and for each notebook its parameters
     "A profile's values for one paper, checked; raises on an unknown profile, parameter or result."
     about = PAPERS[paper]
-    given = _section(file, profile, about['section'], data)
+    given = profile_section(file, profile, about['section'], data)
     options = read_options(file, profile, data) if paper == 'oct' else {}
     given = {k: v for k, v in given.items() if k not in options}
     known = _DRAWN[options['design']] if options else about['results']
@@ -141,7 +109,7 @@ def read_profile(file:str|Path, # settings.ini
     common = given | dict(profile=profile, data=str(data))
     for n in about['notebooks']:
         shared = {k: v for k, v in common.items() if k in schema(n)}
-        out[n] = check_parameters(shared | _section(file, profile, n, data), n)
+        out[n] = check_parameters(shared | profile_section(file, profile, n, data), n)
     return out
 
 # %% ../../nbs/35_plan.ipynb #e3274400
@@ -156,7 +124,7 @@ def _data_path(file:str|Path, # settings.ini
 ) -> str: # 'phantoms' or the folder, which need not be there
     "The folder that a name stands for."
     if data == 'phantoms': return data
-    ini = _read_ini(file)
+    ini = read_ini(file)
     names = dict(ini['data']) if 'data' in ini else {}
     return str(Path(file).parent/names[data.lower()] if data.lower() in names else Path(data))
 
@@ -184,7 +152,7 @@ def data_manifest(params:dict # checked parameters of an experiment
     "Recipe of the phantoms, or checksum of a folder."
     data = params['data']
     if data == 'phantoms': return _phantom_manifest(params)
-    folders = {} if _is_oct(data) else _chest_folders(data)
+    folders = {} if 'volumes' in params or _is_oct(data) else _chest_folders(data)
     return {k: folder_manifest(f) for k, f in folders.items()} or folder_manifest(data)
 
 # %% ../../nbs/35_plan.ipynb #03d4244d

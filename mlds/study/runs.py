@@ -26,7 +26,8 @@ def identity(params:dict # checked parameters of a notebook
 ) -> dict: # those that a run's name depends on
     "Parameters without the places where data and runs lie, and without later ones that change nothing."
     kept = {k: v for k, v in params.items() if k not in _PLACES and (k not in LATER or v != LATER[k])}
-    return kept | {'data': Path(kept['data']).name} if 'data' in kept else kept
+    if 'data' in kept: kept['data'] = ';'.join(Path(folder).name for folder in str(kept['data']).split(';'))
+    return kept
 
 # %% ../../nbs/33_runs.ipynb #06b476fa
 def run_id(notebook:str, # the experiment's notebook

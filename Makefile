@@ -22,7 +22,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONWARNINGS ?= ignore
 SNAKEMAKE = snakemake --nolock --rerun-incomplete --rerun-triggers mtime --quiet all --cores $(CORES) $(FLAGS)
 
-.PHONY: help install reproduce redraw results compare test docs lab readme numbers clean
+.PHONY: help install reproduce redraw results compare test docs lab lock readme numbers clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -7
@@ -70,6 +70,11 @@ docs: .venv/.docs
 
 lab: install
 	@jupyter lab nbs/index.ipynb
+
+# The exact versions that are installed. `pip install -r requirements.lock && pip install --no-deps -e .` has the same
+# ones elsewhere; on another platform or Python some may not be there.
+lock: .venv/.docs
+	@pip freeze --exclude-editable > requirements.lock
 
 # The text and code of nbs/index.ipynb as README.md; `make numbers` first brings the numbers in all notebooks up to date.
 readme: install

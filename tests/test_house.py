@@ -6,6 +6,7 @@ from pathlib import Path
 import nbformat, pytest, yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from conftest import ROOT, call, git_files, make
 from mlds.study.numbers import number_functions, stale_notebooks
@@ -44,6 +45,13 @@ def test_dev_is_everything_and_names_nothing_twice():
     named = project()['dependencies'] + extras['run'] + extras['reproduce'] + extras['dev']
     names = [Requirement(r).name for r in named]
     assert sorted(n for n in names if n != 'mlds') == sorted({n for n in names if n != 'mlds'})
+
+def test_locked_versions_are_within_what_is_required():
+    lines = (ROOT/'requirements.lock').read_text().split()
+    locked = {canonicalize_name(name): version for name, version in (l.split('==') for l in lines)}
+    loose = project()['dependencies'] + sum(project()['optional-dependencies'].values(), [])
+    named = [r for r in map(Requirement, loose) if r.name != 'mlds']
+    assert [r for r in named if not r.specifier.contains(locked[canonicalize_name(r.name)])] == []
 
 def brought(names, seen=frozenset()):
     "What an installation of packages brings: they and what they require, normalized names."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_CLASSES', 'EVERYTHING', 'TIGHT', 'encode', 'decode', 'unpack', 'pack', 'ClassSets', 'class_sets', 'from_labels',
            'to_labels', 'nothing_known', 'or_pool', 'cell_side', 'cell_pool', 'compact', 'in_single_cell',
-           'region_classes', 'pyramid', 'resize', 'region_boxes', 'without_cut_regions']
+           'region_classes', 'region_levels', 'pyramid', 'resize', 'region_boxes', 'without_cut_regions']
 
 # %% ../nbs/00_classsets.ipynb #ee11d6a2
 from collections.abc import Iterable, Sequence
@@ -64,11 +64,11 @@ TIGHT = 1 << MAX_CLASSES # the bit of the regions plane that marks the pixels of
 class ClassSets(TensorMask):
     "What is known about an image: int64 (..., 3, H, W) with planes certain, possible, regions."
     @property
-    def certain(self): return self[..., 0, :, :].as_subclass(Tensor)
+    def certain(self): return self.as_subclass(Tensor)[..., 0, :, :]
     @property
-    def possible(self): return self[..., 1, :, :].as_subclass(Tensor)
+    def possible(self): return self.as_subclass(Tensor)[..., 1, :, :]
     @property
-    def regions(self): return self[..., 2, :, :].as_subclass(Tensor)
+    def regions(self): return self.as_subclass(Tensor)[..., 2, :, :]
     @property
     def known(self): return self.certain == self.possible
 
@@ -163,53 +163,71 @@ def cell_pool(x:Tensor, # integer (..., H, W)
 def compact(sets:ClassSets, # int64 (..., 3, H, W)
             n_classes:int # number of classes of the task
 ) -> ClassSets: # int8, int16, int32 or int64 (..., 3, H, W)
-    "The same class sets in the smallest signed integers; as they are if there are regions."
-    if sets.regions.any(): return sets
+    "The same class sets in the smallest signed integers, without regions."
     dtypes = torch.int8, torch.int16, torch.int32, torch.int64
-    return sets.to(next(d for d in dtypes if torch.iinfo(d).bits > n_classes))
+    small = sets.to(next(d for d in dtypes if torch.iinfo(d).bits > n_classes), copy=True)
+    small[..., 2, :, :] = 0
+    return small
 
 # %% ../nbs/00_classsets.ipynb #3bcbdbf6
-def in_single_cell(x:Tensor # int64 (..., h, w), bits per cell
-) -> Tensor: # int64 (...)
+def _ends(lines):
+    "First and last position (..., 62) of each bit along the last axis; the last before the first if there is none."
+    n = lines.shape[-1]
+    there = unpack(lines.unsqueeze(-2), MAX_CLASSES).squeeze(-2)
+    from_start, from_end = (numbers.to(lines.device) for numbers in (torch.arange(1, n+1), torch.arange(n, 0, -1)))
+    return n - (there*from_end).amax(-1), (there*from_start).amax(-1) - 1
+
+def in_single_cell(regions:Tensor, # int64 (..., H, W), bits per pixel
+                   sizes:Sequence[Sequence[int]] # (h, w) of every level
+) -> list[Tensor]: # int64 (...) for each of `sizes`
     "The bits that are set in exactly one cell."
-    once = x.flatten(-2)
-    twice = torch.zeros_like(once)
-    while once.shape[-1] > 1:
-        if once.shape[-1] % 2: once, twice = F.pad(once, (0, 1)), F.pad(twice, (0, 1))
-        left, right = once.chunk(2, -1)
-        repeated = torch.bitwise_or(*twice.chunk(2, -1))
-        once, twice = left | right, repeated | left & right
-    return (once & ~twice).squeeze(-1)
+    height, width = regions.shape[-2:]
+    axes = _ends(cell_pool(regions, (height, 1))[..., 0]), _ends(cell_pool(regions, (1, width))[..., 0, :])
+    def one_cell(n, m, first, last):
+        side = cell_side(n, m)
+        return (last >= first) & (first//side == last//side)
+    def packed(size):
+        rows, columns = (one_cell(n, m, *axis) for n, m, axis in zip((height, width), size, axes))
+        return pack((rows & columns)[..., None, None])[..., 0, 0]
+    return [packed(size) for size in sizes]
 
 # %% ../nbs/00_classsets.ipynb #a62a6afe
 def region_classes(regions:Tensor, # int64 (...), region bits c + n_classes*j
                    n_classes:int # number of classes of the task
 ) -> Tensor: # int64 (...), class sets
     "The classes that the regions hold."
-    every, classes = (1 << n_classes) - 1, torch.zeros_like(regions)
-    for j in range(MAX_CLASSES // n_classes): classes |= regions >> n_classes*j & every
-    return classes
+    end, shift = MAX_CLASSES//n_classes*n_classes, n_classes
+    classes = regions & (1 << end) - 1
+    while shift < end: classes, shift = classes | classes >> shift, 2*shift
+    return classes & (1 << n_classes) - 1
 
 # %% ../nbs/00_classsets.ipynb #72bae56c
-def _pool_level(planes, size, n_classes):
-    planes = cell_pool(planes, size)
-    if planes.dtype != torch.int64: return planes, ClassSets(planes) # compact, without regions
-    certain, possible, regions = planes.unbind(-3)
-    inside = regions & in_single_cell(regions)[..., None, None]
-    certain = certain | region_classes(inside, n_classes)
-    return planes, ClassSets(torch.stack([certain, possible | certain, regions], -3))
+def _pooled(planes, sizes):
+    "Planes (..., H, W) ORed over the cells of every level, each level from the next finer one."
+    levels = {}
+    for size in sorted({tuple(s) for s in sizes}, reverse=True): # from fine to coarse
+        levels[size] = planes = cell_pool(planes, size)
+    return [levels[tuple(s)] for s in sizes]
+
+def region_levels(regions:Tensor, # int64 (..., H, W), region bits
+                  sizes:Sequence[Sequence[int]], # (h, w) of every level, in any order
+                  n_classes:int # number of classes of the task
+) -> list[tuple[Tensor, Tensor]]: # for each of `sizes` int64 (..., h, w): region bits, classes certain by them
+    "The regions of the cells of every level, and the classes of those that lie inside one cell."
+    pooled, single = _pooled(regions, sizes), in_single_cell(regions, sizes)
+    return [(p, region_classes(p & s[..., None, None], n_classes)) for p, s in zip(pooled, single)]
 
 # %% ../nbs/00_classsets.ipynb #812a979d
 def pyramid(sets:ClassSets, # integer (..., 3, H, W)
             sizes:Sequence[Sequence[int]], # (h, w) of every level, in any order
             n_classes:int # number of classes of the task
 ) -> list[ClassSets]: # integer (..., 3, h, w) for each of `sizes`
-    "Class sets of the cells of every level, each pooled from the next finer one."
-    planes, levels = sets.as_subclass(Tensor), {}
-    from_fine_to_coarse = sorted({tuple(s) for s in sizes}, reverse=True)
-    for size in from_fine_to_coarse:
-        planes, levels[size] = _pool_level(planes, size, n_classes)
-    return [levels[tuple(s)] for s in sizes]
+    "Class sets of the cells of every level."
+    if sets.dtype != torch.int64: return [ClassSets(p) for p in _pooled(sets.as_subclass(Tensor), sizes)] # compact
+    planes = _pooled(sets.as_subclass(Tensor)[..., :2, :, :], sizes)
+    levels = region_levels(sets.regions, sizes, n_classes)
+    return [ClassSets(torch.cat([p | sure.unsqueeze(-3), regions.unsqueeze(-3)], -3))
+            for p, (regions, sure) in zip(planes, levels)]
 
 # %% ../nbs/00_classsets.ipynb #29966ce2
 def _pixel_numbers(x):

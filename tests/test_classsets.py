@@ -96,8 +96,10 @@ def test_or_pool_to_an_impossible_size(size):
 def test_bits_in_a_single_cell(seed, h, w, bits):
     x = torch.randint(0, 1 << bits, (2, h, w), generator=torch.Generator().manual_seed(seed))
     for _ in range(5): x = x & torch.randint(0, 1 << bits, x.shape, generator=torch.Generator().manual_seed(seed+_+1))
-    expect = [encode(k for k in range(bits) if (one >> k & 1).sum() == 1) for one in x]
-    assert in_single_cell(x).tolist() == expect
+    sizes = [(-(-h//s), -(-w//s)) for s in strides]
+    for size, found in zip(sizes, in_single_cell(x, sizes)):
+        cells = cell_pool(x, size)
+        assert found.tolist() == [encode(k for k in range(bits) if (one >> k & 1).sum() == 1) for one in cells]
 
 
 @check(st.integers(1, 62), st.data())

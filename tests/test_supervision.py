@@ -7,8 +7,8 @@ from torch import Tensor
 
 from mlds.annotations import Boxes, Mask, weaken
 from mlds.classsets import MAX_CLASSES, ClassSets, class_sets, from_labels, nothing_known, pyramid, unpack
-from mlds.supervision import (AUX_SUPERVISION, MixedLoss, _log_probs, _region_bits, candidate_nll, certain_share,
-                              mil_loss, mlds_loss, nearest_loss, soft_dice_loss, upsample_loss)
+from mlds.supervision import (AUX_SUPERVISION, MixedLoss, _log_probs, candidate_nll, certain_share, in_regions,
+                              list_regions, mil_loss, mlds_loss, nearest_loss, soft_dice_loss, upsample_loss)
 from mlds.task import Task
 from mlds.unet import Prediction, UNet
 
@@ -153,15 +153,16 @@ def test_region_loss_by_loops(seed, c, h, w, b):
     regions = torch.ones(b, h, w, dtype=torch.long) * (1 << MAX_CLASSES//c*c) - 1
     for _ in range(5): regions &= torch.randint(0, 1 << MAX_CLASSES//c*c, (b, h, w), generator=g)
     held = lambda i, k: (regions[i] >> k & 1).bool()
-    terms = [-log_p[i, k % c][held(i, k)].max() for i in range(b) for k in range(MAX_CLASSES) if held(i, k).any()]
-    bits = _region_bits(regions)
-    assert bits == [k for k in range(MAX_CLASSES) if (regions >> k & 1).any()]
-    if terms: torch.testing.assert_close(mil_loss(log_p, regions, bits), torch.stack(terms).mean())
+    there = [(i, k) for i in range(b) for k in range(MAX_CLASSES) if held(i, k).any()]
+    listed = list_regions(regions)
+    assert list(zip(*(part.tolist() for part in listed))) == there
+    terms = [-log_p[i, k % c][held(i, k)].max() for i, k in there]
+    if terms: torch.testing.assert_close(mil_loss(in_regions(log_p, regions, listed)), torch.stack(terms).mean())
 
 
-def test_region_bits_of_nothing():
+def test_regions_of_nothing():
     no_image, no_bit = torch.zeros(0, 4, 4, dtype=torch.long), torch.zeros(2, 3, 3, dtype=torch.long)
-    assert _region_bits(no_image) == _region_bits(no_bit) == []
+    assert [len(part) for part in (*list_regions(no_image), *list_regions(no_bit))] == [0]*4
 
 
 @check(seeds, st.sampled_from(multilabel), n=10)
@@ -189,7 +190,7 @@ def test_a_batch_is_the_mean_of_what_its_images_decide(seed, aux, h, w):
     together, alone = loss.parts, []
     for i in range(4):
         loss(Prediction(pred.logits[i:i+1], [x[i:i+1] for x in pred.aux_logits]), sets[i:i+1])
-        alone.append(loss.parts | dict(n=len(_region_bits(sets[i].regions))))
+        alone.append(loss.parts | dict(n=len(list_regions(sets[i:i+1].regions)[0])))
     for part in ('mask', 'aux'):
         total = sum(a[part]*weight(sets[i:i+1]) for i, a in enumerate(alone))
         torch.testing.assert_close(together[part]*weight(sets), total)

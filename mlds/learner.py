@@ -365,7 +365,8 @@ def probabilities(model:nn.Module, # with a `spec`; put into evaluation mode
 ) -> Tensor: # float (B, C, h, w) for pixels, (B, K) for images; 0..1
     "Probability of each class."
     x = torch.as_tensor(x).to(next(model.parameters()).device)
-    out = model.eval()(x)
+    if any(m.training for m in model.modules()): model.eval() # which takes longer than to ask
+    out = model(x)
     p = model.spec.task.probabilities((out[0] if isinstance(out, tuple) else out).float())
     if not flip: return p
     mirrored = probabilities(model, x.flip(-1))

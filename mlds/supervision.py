@@ -173,7 +173,7 @@ def mlds_loss(logits:Tensor, # float (B, C, h, w), one head
 
 # %% ../nbs/15_supervision.ipynb #17b52c3b
 def list_regions(regions:Tensor # int64 (B, H, W), region bits
-) -> tuple[Tensor, Tensor]: # int64 (N,) each: image, and region bit, which stands for a class modulo the number of classes
+) -> tuple[Tensor, Tensor]: # int64 (N,) each: image, and region bit, a class modulo the number of classes
     "The N regions of a batch."
     if not len(regions): return (torch.zeros(0, dtype=torch.long, device=regions.device),)*2
     images, bits, *_ = unpack(cell_pool(regions, (1, 1)), MAX_CLASSES).nonzero().T
@@ -210,7 +210,7 @@ def _full_lines(inside):
 # %% ../nbs/15_supervision.ipynb #96c9bf2c
 def tight_lines(regions:Tensor, # int64 (B, H, W), region bits at full scale
                 listed:tuple[Tensor, Tensor] # image and bit (N,) of each region, from `list_regions`
-) -> tuple[Tensor, Tensor, Tensor]: # which regions are tight (P,); their rows (P, H) and columns (P, W) that count (bool)
+) -> tuple[Tensor, Tensor, Tensor]: # which regions are tight (P,); bool: their rows (P, H), columns (P, W)
     "The lines that must meet the structure of a tight box, however it is turned."
     inside, flag = _inside(regions, *listed), (regions & TIGHT != 0)[listed[0]]
     which = (flag | ~inside).all((1, 2)).nonzero().squeeze(1)

@@ -73,7 +73,8 @@ def _conv_unit(
     size:int=3, # kernel size in pixels, odd
 ) -> nn.Sequential: # (B,n_in,H,W) -> (B,n_out,H,W)
     "Convolution, normalisation, ReLU."
-    conv = _Pointwise(n_in, n_out, bias=False) if size == 1 else nn.Conv2d(n_in, n_out, size, padding=size//2, bias=False)
+    if size == 1: conv = _Pointwise(n_in, n_out, bias=False)
+    else: conv = nn.Conv2d(n_in, n_out, size, padding=size//2, bias=False)
     return nn.Sequential(conv, _norm_layer(norm, n_out), nn.ReLU(inplace=True))
 
 def _double_conv(

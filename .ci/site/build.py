@@ -248,6 +248,12 @@ def lay_out_static():
         copy(there/part, STAGE/'_static/mathjax'/part)
 
 
+def unlink_sources(html):
+    "Take the links from sources to the reference away: viewcode gets those of modules with patched methods wrong."
+    for file in (html/'_modules').rglob('*.html'):
+        file.write_text(re.sub(r'<a class="viewcode-back"[^>]*>.*?</a>', '', file.read_text()))
+
+
 def build(out, pages):
     "The site in a folder; all of it, unless pages are named."
     def wanted(name): return not pages or name in pages
@@ -263,6 +269,7 @@ def build(out, pages):
     workers = '1' if pages else '2'  # each of them imports torch
     failed = sphinx(['-b', 'html', '-j', workers, '-q', '-W', '--keep-going', '-d', str(STAGE.parent/'doctrees'),
                      str(STAGE), str(html)])
+    unlink_sources(html)
     shutil.rmtree(out, ignore_errors=True)
     shutil.move(html, out)
     return failed

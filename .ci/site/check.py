@@ -8,13 +8,13 @@ from urllib.parse import unquote, urlsplit
 from bs4 import BeautifulSoup
 
 LOADED = {'script': 'src', 'img': 'src', 'iframe': 'src', 'source': 'src', 'link': 'href'}
-LEFT_OVER = {  # what a reader should never see
-    r'^\s*#\|': 'a directive',
-    r'interactive\(children=': 'a widget that is not there',
-    r'Traceback \(most recent call last\)': 'a traceback',
-    r'^\s*<(table|div|style|img)\b': 'HTML as text',
-    r'<!--': 'a mark',
-}
+LEFT_OVER = [(selector, re.compile(pattern, flags=re.M), what) for selector, pattern, what in (  # nobody should see
+    ('pre', r'^\s*#\|', 'a directive'),
+    ('.cell_output pre', r'interactive\(children=', 'a widget that is not there'),
+    ('p, .cell_output pre', r'Traceback \(most recent call last\)', 'a traceback'),
+    ('p', r'^\s*<(table|div|style|img)\b', 'HTML as text'),
+    ('p', r'<!--', 'a mark'),
+)]
 
 
 @cache
@@ -50,9 +50,9 @@ def page_problems(page):
     for img in html.find_all('img'):
         if not img.get('alt', '').strip(): yield f"no words for {img['src']}"
         if broken(page, img['src']): yield f"no picture {img['src']}"
-    shown = [t for t in html.find_all(['pre', 'p']) if '_modules' not in page.parts]
-    for pattern, what in LEFT_OVER.items():
-        yield from (f'{what}, {t.get_text()[:60]!r}' for t in shown if re.search(pattern, t.get_text(), flags=re.M))
+    if '_modules' in page.parts: return
+    for selector, pattern, what in LEFT_OVER:
+        yield from (f'{what}, {t.get_text()[:60]!r}' for t in html.select(selector) if pattern.search(t.get_text()))
 
 
 def problems(folder):

@@ -51,20 +51,23 @@ def _to_unit(pixels):
 _NORMALISE = {'pixel': 'image', 'image': 'unit'} # default for each unit of a task
 
 def _resized(pixels, size, normalise):
-    "Grey values of the wanted size, float32 (h, w) or (h, w, C); for 'unit' whole numbers in 0..255."
-    if normalise not in _NORMALISE.values(): raise ValueError(f"normalise={normalise!r}: choose 'image' or 'unit'")
-    if normalise == 'unit': return np.round(resize_image(_to_unit(pixels), size)*255)
+    "Grey values of the wanted size, float32 (h, w) or (h, w, C); whole numbers in 0..255 but for 'image'."
+    if isinstance(normalise, str) and normalise not in _NORMALISE.values():
+        raise ValueError(f"normalise={normalise!r}: choose 'image', 'unit', or mean and spread of grey values in 0..1")
+    if normalise != 'image': return np.round(resize_image(_to_unit(pixels), size)*255)
     return np.ascontiguousarray(resize_image(pixels, size))
 
 def _normalised(grey, normalise, statistics=None):
     "The last step: float32 (C, h, w)"
     grey = grey.astype(np.float32) if grey.dtype.kind == 'u' else grey
     ready = _standardize(grey, statistics) if normalise == 'image' else grey.astype(np.float32)/255
+    if not isinstance(normalise, str): ready = (ready - np.float32(normalise[0]))/np.float32(normalise[1])
     return torch.from_numpy(np.moveaxis(np.atleast_3d(ready), -1, 0).copy())
 
 def prepare_image(pixels:np.ndarray, # float32 (H, W) or (H, W, C), from `read_image`
                   size:Sequence[int]|None=None, # (h, w); None leaves it
-                  normalise:str='image' # 'image' (zero mean, unit variance) or 'unit' (0..1)
+                  normalise:str|Sequence[float]='image' # 'image' (zero mean, unit variance), 'unit' (0..1), or
+                                                         # mean and spread: 'unit', less the one, by the other
 ) -> Tensor: # float32 (C, h, w)
     "The input of a network: resized, normalised, channels first."
     return _normalised(_resized(pixels, size, normalise), normalise)
@@ -156,7 +159,7 @@ class CatalogueDataset:
     def __init__(self,
                  rows:Catalogue, # columns id, image, annotation; observations for a task of whole images
                  size:Sequence[int]|None=None, # (H, W) of the items; as stored if not given
-                 normalise:str|None=None, # see `prepare_image`; by default 'image', 'unit' for image labels
+                 normalise:str|Sequence[float]|None=None, # see `prepare_image`; by default 'image', 'unit' for image labels
                  uncertain:str='ignore', # see `apply_policy`
                  blank:str='zeros', # see `apply_policy`
                  cache:bool|float|str|Path=True, # where items are kept, see `make_dataloaders`
@@ -470,7 +473,7 @@ def make_dataloaders(cat:Catalogue, # columns id, group, split, image, annotatio
                      quota:dict[str, int]|None=None, # images of each kind in a batch; half of it masks if not given
                      iterations:int=50, # batches in an epoch
                      tfms:list|None=None, # batch transforms; `geometric_tfms` or `classifier_tfms` if not given
-                     normalise:str|None=None, # see `prepare_image`; by default 'image', 'unit' for image labels
+                     normalise:str|Sequence[float]|None=None, # see `prepare_image`; by default 'image', 'unit' for image labels
                      uncertain:str='ignore', # see `apply_policy`
                      blank:str='zeros', # see `apply_policy`
                      cache:bool|float|str|Path=True, # what was read is kept in memory up to 4 GB, or as many as are

@@ -23,6 +23,8 @@ results = {' '.join(TABLES)}
 budgets = 6 24
 focus = 24
 seeds = {' '.join(map(str, range(SEEDS)))}
+[made chest]
+results =
 """
 
 # expected IoU less that of all masks, .8; what is not named here is as good as the first word of its row says

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['OPTIONS', 'PAPERS', 'ARMS', 'AUX_NAMES', 'KNOWN', 'RIVALS', 'ABLATIONS', 'HEADLINE', 'TWICE', 'AVERAGED', 'PLAIN',
-           'PLAIN_AVERAGED', 'LONG', 'REFERENCES', 'INITS', 'JOINT', 'read_options', 'read_profile', 'find_data',
-           'data_manifest', 'phantom_folder', 'Plan', 'plan_name', 'make_plan', 'make_jobs', 'plan_folder',
-           'write_plan', 'draw_phantoms', 'shared_kernel', 'describe', 'finished_runs', 'run_job', 'draw']
+           'PLAIN_AVERAGED', 'LONG', 'REFERENCES', 'CONTROLS', 'INITS', 'TUNINGS', 'STARTS', 'JOINT', 'read_options',
+           'read_profile', 'find_data', 'data_manifest', 'phantom_folder', 'Plan', 'plan_name', 'make_plan',
+           'make_jobs', 'plan_folder', 'write_plan', 'draw_phantoms', 'shared_kernel', 'describe', 'finished_runs',
+           'run_job', 'draw']
 
 # %% ../../nbs/35_plan.ipynb #8861ccc1
 import csv, json, time
@@ -40,18 +41,22 @@ def _count(text):
     raise ValueError(text)
 
 # %% ../../nbs/35_plan.ipynb #95849de7
-_LINES = dict(budgets=(_count, 'whole numbers'), focus=(_count, 'whole numbers'), seeds=(_count, 'whole numbers'),
-              pretrainings=(_count, 'a whole number'), archs=(str, 'names'),
-              shares=(_share, 'numbers above 0, at most 1'))
-_USUAL = dict(archs='test_resnet', shares='0.5 1', pretrainings='1', focus='6 24')
+_SHARES = _share, 'numbers above 0, at most 1'
+_COUNTS_LINE = _count, 'whole numbers'
+_LINES = dict(budgets=_COUNTS_LINE, focus=_COUNTS_LINE, seeds=_COUNTS_LINE, pretrainings=(_count, 'a whole number'),
+              archs=(str, 'names'), shares=_SHARES, rates=_SHARES, joint_masks=_COUNTS_LINE, lengths=_COUNTS_LINE,
+              pools=_SHARES)
+_USUAL = dict(archs='test_resnet', shares='0.5 1', pretrainings='1', focus='6 24', pools='1')
+_OPTIONAL = 'rates', 'joint_masks', 'lengths'
 
 def _table_lines(given, section, names):
     "Take the lines that are about tables out of a section."
     texts = {k: given.pop(k, _USUAL.get(k, '')) for k in names}
-    return {k: _words(text, f"{k} of [{section}]", *_LINES[k]) for k, text in texts.items()}
+    return {k: _words(text, f"{k} of [{section}]", *_LINES[k]) if text or k not in _OPTIONAL else []
+            for k, text in texts.items()}
 
 # %% ../../nbs/35_plan.ipynb #f308209b
-OPTIONS = dict(design=Parameter('short', 'rows of the tables of paper 1', 'one of short, evidence, headline'),
+OPTIONS = dict(design=Parameter('short', 'rows of the tables', 'one of short, evidence, headline'),
                margin=Parameter(.02, 'mean IoU that counts as no loss', '(0, 1)'),
                keep=Parameter('images', 'whose counts of pixels the results keep', 'one of images, groups'),
                partial=Parameter('no', 'whether results may lack runs', 'one of no, yes'))
@@ -70,14 +75,17 @@ PAPERS = {
                 results=dict(table1='table1', table2='table2', table7='table7', figure1='table2', figure2='table2',
                              figure5='table2')),
     'chest': dict(section='chest', notebooks=['classify', 'localise', 'explain', 'pretrain', 'finetune', 'joint'],
-                  lines=['seeds', 'archs', 'shares', 'pretrainings'],
+                  lines=['seeds', 'archs', 'shares', 'pretrainings', 'rates', 'joint_masks', 'lengths', 'pools'],
                   results=dict(table3='table3', table4='table4', table5='table5', table6='table6',
-                               figure3='table4', figure4='table5')),
+                               figure3='table4', figure4='table5', figure6='table5', figure7='figure7')),
 }
 
 # %% ../../nbs/35_plan.ipynb #c4cc2994
-_DRAWN = dict(short=['table1', 'table2', 'figure1', 'figure2'], evidence=['table1', 'table2', 'table7', 'figure5'],
-              headline=['table2'])
+_SHORT_CHEST = ['table3', 'table4', 'table5', 'table6', 'figure3', 'figure4']
+_CHEST = _SHORT_CHEST + ['figure6', 'figure7']
+_DRAWN = {('oct', 'short'): ['table1', 'table2', 'figure1', 'figure2'],
+          ('oct', 'evidence'): ['table1', 'table2', 'table7', 'figure5'], ('oct', 'headline'): ['table2'],
+          ('chest', 'short'): _SHORT_CHEST, ('chest', 'evidence'): _CHEST, ('chest', 'headline'): _CHEST}
 
 def _results(given, known):
     "The tables and figures that a section names, all if it names none."
@@ -100,9 +108,9 @@ def read_profile(file:str|Path, # settings.ini
     "A profile's values for one paper, checked; raises on an unknown profile, parameter or result."
     about = PAPERS[paper]
     given = profile_section(file, profile, about['section'], data)
-    options = read_options(file, profile, data) if paper == 'oct' else {}
-    given = {k: v for k, v in given.items() if k not in options}
-    known = _DRAWN[options['design']] if options else about['results']
+    options = read_options(file, profile, data)
+    given = {k: v for k, v in given.items() if k not in options or paper == 'chest'}
+    known = _DRAWN[paper, options['design']]
     out = options | dict(results=_results(given, known))
     out |= _table_lines(given, f"{profile} {about['section']}".strip(), about['lines'])
     _check_names(given, about['notebooks'])
@@ -332,51 +340,122 @@ def _plan_oct(plan, profile, tables):
             plan.cell(table, row, column, seed, run)
 
 # %% ../../nbs/35_plan.ipynb #430844c9
+_CHEST_TURN = 10 # paper 1's turns come before
+CONTROLS = 'mean explanation', 'mean position' # labels that look at no image
+
+def _rows_of(profile): return 'short' if profile['design'] == 'short' else 'evidence'
+
 def _committee(plan, profile):
     "The classifiers, and runs that look at some of them."
-    members = [plan.run('classify', profile['classify'] | dict(arch=a, seed=k)) for k, a in enumerate(profile['archs'])]
+    turn = () if _rows_of(profile) == 'short' else (_CHEST_TURN,)
+    members = [plan.run('classify', profile['classify'] | dict(arch=a, seed=k), turn=turn)
+               for k, a in enumerate(profile['archs'])]
     for k, (arch, member) in enumerate(zip(profile['archs'], members)): plan.cell('table3', arch, '', k, member)
     def looking(notebook, who, **more):
-        return plan.run(notebook, profile[notebook] | dict(members=','.join(who), **more), who)
+        return plan.run(notebook, profile[notebook] | dict(members=','.join(who), **more), who, turn)
     plan.cell('table4', '', '', 0, looking('localise', members))
     labels = dict(single=looking('explain', members[:1], smooth_positive=False), doll=looking('explain', members))
+    if _rows_of(profile) == 'evidence': labels |= {kind: looking('explain', members, kind=kind) for kind in CONTROLS}
     return members[0], labels
 
 # %% ../../nbs/35_plan.ipynb #543405e9
 INITS = {'random': 'random', 'backbone': 'backbone, from a classifier', 'single': 'one model, not smoothed',
-         'doll': 'DoLL, end to end'}
-_STARTS = [(i, t) for i in INITS for t in ('full', 'adapters') if (i, t) != ('random', 'adapters')]
+         'doll': 'DoLL, end to end', 'matched backbone': 'backbone, compute-matched',
+         'mean explanation': 'mean explanation, end to end', 'mean position': 'mean position, end to end',
+         'true masks': 'true masks, end to end'}
 
-def _source(plan, profile, init, seed, member, labels):
+TUNINGS = {'': dict(tuning='full'), 'adapters': dict(tuning='adapters'), # how they are called in a row's name
+           'frozen encoder with adapters': dict(tuning='encoder adapters'),
+           'frozen encoder': dict(tuning='frozen encoder'), 'batch norms': dict(tuning='norms'),
+           'last block': dict(tuning='last block'),
+           'depthwise adapters': dict(tuning='adapters', adapters='depthwise'),
+           'depthwise adapters and batch norms': dict(tuning='adapters and norms', adapters='depthwise'),
+           'low-rank adapters': dict(tuning='adapters', adapters='lora')}
+
+_CORE = [(i, '') for i in ('random', 'matched backbone', 'mean explanation', 'doll')]
+_OTHERS = [(i, '') for i in ('true masks', 'mean position', 'backbone', 'single')]
+_TUNED = [('doll', t) for t in TUNINGS if t not in ('', 'frozen encoder with adapters')]
+STARTS = dict(evidence=[_CORE, _OTHERS, _TUNED], # in the order in which they are run
+              short=[[('random', ''), ('backbone', ''), ('backbone', 'frozen encoder with adapters'), ('single', ''),
+                      ('single', 'adapters'), ('doll', ''), ('doll', 'adapters')]])
+
+def _row_name(init, tuned): return INITS[init] + (f' + {tuned}' if tuned else '')
+
+# %% ../../nbs/35_plan.ipynb #2d0fb3cc
+def _matched(profile, k):
+    "Parameters of a classifier that sees as many images as another one and a pre-training together."
+    own, pre = profile['classify'], profile['pretrain']
+    more = ceil(pre['iterations']*pre['bs']/own['bs'])
+    parts = ceil((own['iterations'] + more)/own['epochs'])
+    return own | dict(arch=profile['archs'][0], seed=k, iterations=parts*own['epochs'])
+
+def _source(plan, profile, init, seed, member, labels, turn):
     "The run whose weights a fine-tuning starts from."
-    if init not in labels: return {'random': '', 'backbone': member}[init]
-    params = dict(labels=labels[init], source=member, seed=seed % profile['pretrainings'][0])
-    return plan.run('pretrain', profile['pretrain'] | params, [labels[init], member])
+    k = seed % profile['pretrainings'][0]
+    if init in ('random', 'backbone'): return dict(random='', backbone=member)[init]
+    if init == 'matched backbone': return plan.run('classify', _matched(profile, k), turn=turn)
+    params = dict(labels=labels.get(init, ''), source=member, seed=k) # without labels the masks themselves
+    return plan.run('pretrain', profile['pretrain'] | params, [params['labels'], member], turn)
 
 # %% ../../nbs/35_plan.ipynb #943bacb9
+_TRIAL = 1000 # seed of the runs that try learning rates
+
+def _trials(plan, profile, params, needs, turn):
+    "Runs that try the profile's learning rates for a row and a task."
+    tried = [params | dict(lr=lr, seed=_TRIAL) for lr in profile['rates']]
+    return [plan.run('finetune', profile['finetune'] | each, needs, turn) for each in tried]
+
+def _cell_table5(plan, profile, start, column, seed, source, turn):
+    "One fine-tuning, and the trials of its row."
+    (init, tuned), (task, share) = start, column
+    params = dict(init=init, source=source(seed), task=task, share=share, **TUNINGS[tuned])
+    first = params | dict(source=source(0))
+    trials = _trials(plan, profile, first, [first['source']], turn)
+    run = plan.run('finetune', profile['finetune'] | params | dict(seed=seed, trials=','.join(trials)),
+                   [params['source'], *trials], turn)
+    plan.cell('table5', _row_name(*start), f'{task} {share:.0%}', seed, run)
+
 def _plan_table5(plan, profile, member, labels):
-    for seed, (init, tuning) in product(profile['seeds'], _STARTS):
-        source = _source(plan, profile, init, seed, member, labels)
-        row = INITS[init] + (' + adapters' if tuning == 'adapters' else '')
-        for task, share in product(('anatomy', 'infection'), profile['shares']):
-            params = dict(init=init, source=source, tuning=tuning, task=task, share=share, seed=seed)
-            run = plan.run('finetune', profile['finetune'] | params, [source])
-            plan.cell('table5', row, f'{task} {share:.0%}', seed, run)
+    groups = STARTS[_rows_of(profile)]
+    for (k, starts), seed in product(enumerate(groups), profile['seeds']):
+        turn = (_CHEST_TURN + k, seed) if len(groups) > 1 else ()
+        for start, column in product(starts, product(('anatomy', 'infection'), profile['shares'])):
+            def source(seed): return _source(plan, profile, start[0], seed, member, labels, turn)
+            _cell_table5(plan, profile, start, column, seed, source, turn)
 
 # %% ../../nbs/35_plan.ipynb #1c637beb
 JOINT = {'masks alone': 'none', 'image labels': 'image labels', 'explained boxes': 'explained boxes',
          'explanations': 'explanations', 'true boxes': 'boxes'}
+_JOINT = dict(short=JOINT, evidence=JOINT | {'mean explanation': 'explanations'})
 
 def _plan_table6(plan, profile, member, labels):
-    for seed, (row, kind) in product(profile['seeds'], JOINT.items()):
-        uses = labels['doll'] if kind.startswith('expl') else ''
-        params = profile['joint'] | dict(kind=kind, labels=uses, source=member, seed=seed)
-        plan.cell('table6', row, f"{params['masks']} masks", seed, plan.run('joint', params, [member, uses]))
+    budgets = profile['joint_masks'] or [profile['joint']['masks']]
+    rows, ordered = _JOINT[_rows_of(profile)], profile['design'] != 'short'
+    for seed, masks, (row, kind) in product(profile['seeds'], budgets, rows.items()):
+        uses = labels.get(row, labels['doll']) if kind.startswith('expl') else ''
+        params = profile['joint'] | dict(kind=kind, labels=uses, source=member, seed=seed, masks=masks)
+        turn = (_CHEST_TURN + 3, seed) if ordered else ()
+        plan.cell('table6', row, f'{masks} masks', seed, plan.run('joint', params, [member, uses], turn))
+
+# %% ../../nbs/35_plan.ipynb #180cb30c
+_FIRST = 72 # iterations of a fine-tuning that tells how good a start is
+
+def _plan_figure7(plan, profile, member, labels):
+    turn = _CHEST_TURN + 4, 0
+    for pool, length in product(profile['pools'], profile['lengths']):
+        params = dict(labels=labels['doll'], source=member, seed=0, share=pool, iterations=length)
+        source = plan.run('pretrain', profile['pretrain'] | params, [labels['doll'], member], turn)
+        plan.cell('figure7', f'{pool:g}', length, 0, source)
+        for task in ('anatomy', 'infection'):
+            tuned = dict(init='doll', source=source, task=task, share=profile['shares'][0], iterations=_FIRST)
+            run = plan.run('finetune', profile['finetune'] | tuned, [source], turn)
+            plan.cell('figure7', f'{pool:g}', length, 0, run)
 
 def _plan_chest(plan, profile, tables):
     member, labels = _committee(plan, profile)
-    if 'table5' in tables: _plan_table5(plan, profile, member, labels)
-    if 'table6' in tables: _plan_table6(plan, profile, member, labels)
+    fill = dict(table5=_plan_table5, table6=_plan_table6, figure7=_plan_figure7)
+    for table, enter in fill.items():
+        if table in tables: enter(plan, profile, member, labels)
 
 # %% ../../nbs/35_plan.ipynb #48e261d8
 def _needed(plan, results, done):

@@ -95,14 +95,28 @@ def _check_grid(counts):
     if min(S, P) < 2: raise ValueError(f"{S} seeds and {P} patients: drawing them again needs two of each")
     return S, P
 
+def _family_weights(families, n, seed):
+    "Draws of families and of seeds within them, (n, S); they sum to one."
+    from mlds.metrics import group_weights
+    codes, names = pd.factorize(np.asarray(families))
+    if len(names) < 2: raise ValueError("one family of seeds: drawing families again needs two")
+    of_families, weights = group_weights(range(len(names)), n, seed)/len(names), np.zeros((n, len(codes)))
+    rng = np.random.default_rng([seed, 1])
+    for k in range(len(names)):
+        members = codes == k
+        size = members.sum()
+        weights[:, members] = rng.multinomial(size, [1/size]*size, size=n)/size*of_families[:, [k]]
+    return weights
+
 def pigeonhole_draws(counts:np.ndarray, # (..., S, P, C, 3): seeds, patients, foreground classes; TP, FP, FN
                      n:int=2000, # draws
-                     seed:int=0 # of the draws
-) -> np.ndarray: # (n, ...), mean scores over seeds
+                     seed:int=0, # of the draws
+                     families:Sequence|None=None # of the S seeds, e.g. their pre-trainings
+) -> np.ndarray: # (n, ...), mean scores over seeds, or over families
     "Scores of rows when their seeds and their patients are drawn again (Owen 2007, section 3)."
     from mlds.metrics import group_weights
     S, P = _check_grid(counts)
-    seeds = group_weights(range(S), n, seed)/S
+    seeds = group_weights(range(S), n, seed)/S if families is None else _family_weights(families, n, seed)
     patients = group_weights(range(P), n, seed + 1).astype(float)
     drawn = np.tensordot(patients, counts.astype(float), (1, -3)) # (n, ..., S, C, 3)
     return np.einsum('n...s,ns->n...', _mean_iou(drawn), seeds)
@@ -120,23 +134,30 @@ def _estimate(by_seed, draws, patients):
     return dict(value=by_seed.mean(), error=np.sqrt(variance), df=df)
 
 # %% ../../nbs/36_statistics.ipynb #e5b4565b
+def _by_family(by_seed, families):
+    "What varies: the seeds, or the means of their families."
+    if families is None: return by_seed
+    return pd.Series(by_seed).groupby(list(families)).mean().to_numpy()
+
 def bootstrap_mean(counts:np.ndarray, # (S, P, C, 3): seeds, patients, foreground classes; TP, FP, FN
                    n:int=2000, # draws
-                   seed:int=0 # of the draws
+                   seed:int=0, # of the draws
+                   families:Sequence|None=None # see `pigeonhole_draws`
 ) -> dict[str, float]: # value; error: its standard error; df: degrees of freedom
     "Mean score of a row over seeds and patients."
-    draws = pigeonhole_draws(counts, n, seed)
-    return _estimate(run_scores(counts), draws, counts.shape[1])
+    draws = pigeonhole_draws(counts, n, seed, families)
+    return _estimate(_by_family(run_scores(counts), families), draws, counts.shape[1])
 
 def bootstrap_difference(a:np.ndarray, # (S, P, C, 3), as for `bootstrap_mean`
                          b:np.ndarray, # likewise, the same seeds and patients
                          n:int=2000, # draws
-                         seed:int=0 # of the draws
+                         seed:int=0, # of the draws
+                         families:Sequence|None=None # see `pigeonhole_draws`
 ) -> dict[str, float]: # value: score of `a` less that of `b`; error: its standard error; df: degrees of freedom
     "Difference of two rows, paired over seeds and patients."
     if a.shape != b.shape: raise ValueError(f"counts of {a.shape} and {b.shape}: compare the same seeds and patients")
-    of_a, of_b = pigeonhole_draws(np.stack([a, b]), n, seed).T
-    by_seed = run_scores(a) - run_scores(b)
+    of_a, of_b = pigeonhole_draws(np.stack([a, b]), n, seed, families).T
+    by_seed = _by_family(run_scores(a) - run_scores(b), families)
     return _estimate(by_seed, of_a - of_b, patients=a.shape[1])
 
 # %% ../../nbs/36_statistics.ipynb #724c3a0e

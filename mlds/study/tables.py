@@ -9,7 +9,7 @@ __all__ = ['SPREAD', 'ENOUGH', 'VERDICTS', 'cell_runs', 'long_table', 'cell_text
            'difference_text', 'verdict_text', 'wide_text', 'name_cells', 'verdict_words', 'forest_figure',
            'margin_figure', 'worst_tenths', 'seed_text', 'harm_table', 'power_text', 'not_run', 'observation_matrix',
            'committee_aurocs', 'count_tensor', 'score_counts', 'count_difference', 'curve_figure', 'table_inputs',
-           'class_table']
+           'class_table', 'pretraining_scores', 'start_differences']
 
 # %% ../../nbs/38_tables.ipynb #24dd7064
 import json
@@ -567,3 +567,49 @@ def class_table(cells:pd.DataFrame, # of a plan: row, column, seed, run
     scores = scores.rename(columns=lambda c: c.removeprefix(start))
     long = scores.melt(var_name='class', ignore_index=False).dropna().reset_index()
     return cells.merge(long, on='run')
+
+# %% ../../nbs/38_tables.ipynb #920cd58a
+_AGREEMENT = {'own': 'own labels', 'mean_label': 'own labels, by mean labels', 'own_truth': 'true findings',
+              'mean_label_truth': 'true findings, by mean labels'}
+
+def pretraining_scores(cells:pd.DataFrame, # of Table 5: row, column, seed, run
+                       results:Results # from `read_results`
+) -> pd.DataFrame: # a line for each row that was pre-trained: number of pre-trainings, mean IoU with each reference
+    "How well pre-trained networks know what they were taught, on images that they have not seen."
+    names = {f'metric.agreement.{k}': v for k, v in _AGREEMENT.items()}
+    known = results.runs.set_index('run').reindex(columns=list(names)).rename(columns=names).dropna(how='all')
+    starts = cells.merge(results.runs[['run', 'source']], on='run')[['row', 'source']].drop_duplicates()
+    found = starts.merge(known.dropna(axis=1, how='all'), left_on='source', right_index=True)
+    by_row = found.drop(columns='source').groupby('row', sort=False)
+    return by_row.mean().assign(pretrainings=by_row.size()).rename_axis(None)
+
+# %% ../../nbs/38_tables.ipynb #baf5e377
+def _classes_of(results, run):
+    "Foreground classes of a run, in the order of its counts."
+    if run in results.per_group: return list(results.per_group[run][1])
+    classes = results.per_image[results.per_image.run == run]['class'].unique()
+    return [c for c in classes if c != 'background']
+
+def _families(results, *runs):
+    "What the runs of each seed start from; None where all start from the same."
+    sources = results.runs.set_index('run').source.fillna('')
+    together = list(zip(*[sources[list(r)] for r in runs]))
+    return [str(t) for t in together] if len(set(together)) > 1 else None
+
+def start_differences(cells:pd.DataFrame, # of Table 5: row, column, seed, run
+                      results:Results, # from `read_results`
+                      row:str # the row to compare with
+) -> pd.DataFrame: # row, column, class, seeds, families, value, error, df, low, high, lower: after Holm
+    "Differences of IoU to a row, over pre-trainings, seeds and patients, where there are enough seeds."
+    runs, lines = _runs_by_seed(cells), []
+    for (name, column), mine in runs.items():
+        seeds = mine.index.intersection(runs.get((row, column), mine[:0]).index)
+        if name == row or len(seeds) < ENOUGH: continue
+        pair = mine[seeds], runs[row, column][seeds]
+        families, counts = _families(results, *pair), [results.counts(r) for r in pair]
+        for k, c in enumerate(_classes_of(results, mine.iloc[0])):
+            of = bootstrap_difference(*(x[..., [k], :] for x in counts), families=families)
+            about = {'row': name, 'column': column, 'class': c, 'families': len(set(families or [0]))}
+            lines.append(about | dict(seeds=len(seeds)) | of)
+    found = _estimates(lines, ['row', 'column', 'class', 'families'])
+    return found.assign(lower=holm_lower(found) if len(found) else [])

@@ -159,7 +159,7 @@ class CatalogueDataset:
     def __init__(self,
                  rows:Catalogue, # columns id, image, annotation; observations for a task of whole images
                  size:Sequence[int]|None=None, # (H, W) of the items; as stored if not given
-                 normalise:str|Sequence[float]|None=None, # see `prepare_image`; by default 'image', 'unit' for image labels
+                 normalise:str|Sequence[float]|None=None, # see `prepare_image`; 'image', or for image labels 'unit'
                  uncertain:str='ignore', # see `apply_policy`
                  blank:str='zeros', # see `apply_policy`
                  cache:bool|float|str|Path=True, # where items are kept, see `make_dataloaders`
@@ -473,7 +473,7 @@ def make_dataloaders(cat:Catalogue, # columns id, group, split, image, annotatio
                      quota:dict[str, int]|None=None, # images of each kind in a batch; half of it masks if not given
                      iterations:int=50, # batches in an epoch
                      tfms:list|None=None, # batch transforms; `geometric_tfms` or `classifier_tfms` if not given
-                     normalise:str|Sequence[float]|None=None, # see `prepare_image`; by default 'image', 'unit' for image labels
+                     normalise:str|Sequence[float]|None=None, # see `prepare_image`; 'image', or for image labels 'unit'
                      uncertain:str='ignore', # see `apply_policy`
                      blank:str='zeros', # see `apply_policy`
                      cache:bool|float|str|Path=True, # what was read is kept in memory up to 4 GB, or as many as are

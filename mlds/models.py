@@ -153,7 +153,7 @@ def make_network(task:Task, # what it predicts
                  upsample:str='transpose', # 'transpose' or 'bilinear'
                  dropout:float=0., # probability, before the mask head
                  negative_slope:float=0., # of the ReLUs for negative values; 0..1
-                 adapters:str|int=0, # one of `ADAPTERS`, or channels of the features for each one in a bottleneck; 0: none
+                 adapters:str|int=0, # one of `ADAPTERS`, or how many features share a channel of a bottleneck; 0: none
                  pretrained:bool|str|Path=False, # True: timm's weights (downloaded); a path: this file's; False: random
                  size:tuple[int, int]|None=None # (H, W) of the images, for timm networks of a fixed size
 ) -> nn.Module: # carries its `ModelSpec` as `spec`

@@ -22,7 +22,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONWARNINGS ?= ignore
 SNAKEMAKE = snakemake --nolock --rerun-incomplete --rerun-triggers mtime --quiet all --cores $(CORES) $(FLAGS)
 
-.PHONY: help install reproduce redraw results compare test docs lab lock readme numbers clean
+.PHONY: help install reproduce redraw results compare test docs lab lock readme numbers bundle clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -7
@@ -82,6 +82,11 @@ readme: install
 
 numbers: install
 	@python .ci/readme.py $(README) numbers
+
+# One archive for a machine without a network: this commit and all wheels. WITHOUT="torch torchvision" leaves out what
+# the machine has; FOR=3.12 packs for another Python.
+bundle: install
+	@python .ci/bundle.py dist/mlds.tar --without $(WITHOUT) $(if $(FOR),--python $(FOR))
 
 clean:
 	rm -rf runs .snakemake

@@ -8,8 +8,9 @@ __all__ = ['Task', 'read_image', 'Annotation', 'Boxes', 'ClassMasks', 'ExtremePo
            'check_catalogue', 'check_folder', 'join_catalogues', 'read_folder', 'save_example', 'simulate_budget',
            'split_folds', 'split_groups', 'make_dataloaders', 'oct_phantoms', 'save_phantoms', 'chest_phantoms',
            'save_chest_phantoms', 'export_onnx', 'load_model', 'make_network', 'save_model', 'evaluate', 'fit',
-           'make_learner', 'predict', 'predict_folder', 'train_committee', 'integrated_gradients', 'AttributionLabel',
-           'Recipe', 'LabelStore', 'make_labels', 'fit_response', 'plan_annotation', 'draw', 'show_batch']
+           'join_processes', 'make_learner', 'predict', 'predict_folder', 'train_committee', 'integrated_gradients',
+           'AttributionLabel', 'Recipe', 'LabelStore', 'make_labels', 'fit_response', 'plan_annotation', 'draw',
+           'show_batch']
 
 # %% ../nbs/32_all.ipynb #eef96a37
 from .task import Task
@@ -24,7 +25,7 @@ from .phantoms.chest import chest_phantoms, save_chest_phantoms
 
 # %% ../nbs/32_all.ipynb #3c3b1695
 from .models import export_onnx, load_model, make_network, save_model
-from .learner import evaluate, fit, make_learner, predict, predict_folder
+from .learner import evaluate, fit, join_processes, make_learner, predict, predict_folder
 
 # %% ../nbs/32_all.ipynb #d1096365
 from .classifiers import train_committee
@@ -44,5 +45,6 @@ _all_ = ['Task', 'read_image', 'Annotation', 'Boxes', 'ClassMasks', 'ExtremePoin
          'check_catalogue', 'check_folder', 'join_catalogues', 'read_folder', 'save_example', 'simulate_budget',
          'split_folds', 'split_groups', 'make_dataloaders', 'oct_phantoms', 'save_phantoms', 'chest_phantoms',
          'save_chest_phantoms', 'export_onnx', 'load_model', 'make_network', 'save_model', 'evaluate', 'fit',
-         'make_learner', 'predict', 'predict_folder', 'train_committee', 'integrated_gradients', 'AttributionLabel',
-         'Recipe', 'LabelStore', 'make_labels', 'fit_response', 'plan_annotation', 'draw', 'show_batch']
+         'join_processes', 'make_learner', 'predict', 'predict_folder', 'train_committee', 'integrated_gradients',
+         'AttributionLabel', 'Recipe', 'LabelStore', 'make_labels', 'fit_response', 'plan_annotation', 'draw',
+         'show_batch']

@@ -18,7 +18,7 @@ from fastai.callback.tracker import TrackerCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import AvgSmoothLoss, Learner, Recorder
 from fastai.optimizer import Optimizer, OptimWrapper
-from fastai.torch_core import to_device
+from fastai.torch_core import rank_distrib, to_device
 from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import Tensor, nn
@@ -112,7 +112,8 @@ def _states(learn):
     return states | {'gradients': gradients, 'random': _rng_state()}
 
 def _save_checkpoint(learn, path, epoch):
-    "Save the whole state of a training in one file, completely or not at all."
+    "Save the whole state of a training in one file, completely or not at all; of several processes the first does."
+    if rank_distrib(): return
     content = {'epoch': epoch, 'n_epoch': learn.n_epoch, 'train_iter': learn.train_iter,
                'states': {name: _packed(state, name) for name, state in _states(learn).items()}}
     buffer = io.BytesIO()

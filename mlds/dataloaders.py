@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import product
+from itertools import compress, cycle, product
 from pathlib import Path
 
 import numpy as np
@@ -326,7 +326,7 @@ class QuotaDL(TfmdDL):
                  iterations:int=50, # batches in an epoch
                  **kwargs # of fastai's TfmdDL
     ):
-        self.quota, self.iterations, self.drawn = quota, iterations, Counter()
+        self.quota, self.iterations, self.drawn, self.mine = quota, iterations, Counter(), [True]
         if quota:
             bs = sum(quota.values())
             kwargs |= dict(bs=bs, n=iterations*bs, shuffle=True, drop_last=True)
@@ -336,7 +336,8 @@ class QuotaDL(TfmdDL):
         dealt = [np.reshape(self._deal(k, q*self.iterations), (self.iterations, q)) for k, q in self.quota.items()]
         idxs = np.concatenate(dealt, 1).ravel().tolist()
         self.dealt = Counter(self.dataset.kinds[i] for i in idxs)
-        return [(i, self.rng.getrandbits(32)) for i in idxs] if self.dataset.crop else idxs
+        items = [(i, self.rng.getrandbits(32)) for i in idxs] if self.dataset.crop else idxs
+        return list(compress(items, cycle(self.mine)))
     def _deal(self, kind, n):
         pool = [i for i, k in enumerate(self.dataset.kinds) if k == kind]
         passes = -(-n // len(pool))
@@ -353,6 +354,20 @@ def state_dict(self:QuotaDL): return dict(self.drawn)
 
 @patch
 def load_state_dict(self:QuotaDL, state): self.drawn = Counter(state)
+
+# %% ../nbs/13_dataloaders.ipynb #f812c4e8
+@patch
+def share(self:QuotaDL,
+          rank:int, # number of this process, from 0
+          world:int # number of processes
+) -> None:
+    "Deal this process its share of each batch; raises if a quota cannot be divided."
+    odd = [k for k, q in self.quota.items() if q % world]
+    if odd: raise ValueError(f"{self.quota[odd[0]]} images of kind {odd[0]!r} in a batch cannot be dealt to {world} "
+                             f"processes: make each quota a multiple of {world}")
+    self.mine = [j % world == rank for q in self.quota.values() for j in range(q)]
+    self.bs = sum(self.mine)
+    self.n = self.iterations*self.bs
 
 # %% ../nbs/13_dataloaders.ipynb #7f14d445
 def _share_quota(kinds:Sequence[str], # kind of every training image

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RULES', 'BASELINES', 'Attribution', 'blurred', 'NearestImages', 'device_of', 'integrated_gradients', 'smoothgrad',
-           'gradient', 'grad_cam']
+           'gradient', 'grad_cam', 'grid_ratio']
 
 # %% ../nbs/26_attribution.ipynb #fca0590d
 import hashlib
@@ -486,3 +486,13 @@ def grad_cam(model:nn.Module, # images (B, C, H, W), 0..1 -> logits (B, K)
     size = tuple(images.shape[-2:])
     large = [LayerAttribution.interpolate(m, size, 'bilinear')[:, 0] for m in found]
     return _without_sum(torch.cat([images.new_zeros(0, *size), *large]), pairs)
+
+# %% ../nbs/26_attribution.ipynb #1804a7b0
+def grid_ratio(maps:Tensor, # float (P, H, W)
+               stride:int # period of the grid, in pixels
+) -> Tensor: # float (P,), about 1 without a grid
+    "How much more the phases of a grid differ than chance lets them."
+    h, w = (s//stride for s in maps.shape[-2:])
+    cells = maps[:, :h*stride, :w*stride].reshape(-1, h, stride, w, stride)
+    phases = cells.mean((1, 3)).flatten(1)
+    return phases.var(1) * h*w / cells.flatten(1).var(1).clamp(min=1e-30)

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['CUTOFFS', 'normalize_maps', 'consensus', 'smooth_positive', 'guided_filter', 'threshold_values', 'threshold_maps',
-           'interval_maps', 'Recipe', 'combined_maps', 'label_maps', 'LabelReading', 'read_labels', 'member_probs',
-           'confident', 'to_class_sets', 'mean_gain', 'explanation_labels', 'Explained', 'explain_batch',
-           'select_classes', 'AttributionLabel', 'ExplainedBoxes', 'explained_boxes', 'CandidateRegions',
-           'explained_areas', 'dilate']
+           'interval_maps', 'Recipe', 'combined_maps', 'label_maps', 'calibrate', 'calibrate_on_committee',
+           'LabelReading', 'read_labels', 'member_probs', 'confident', 'to_class_sets', 'mean_gain',
+           'explanation_labels', 'Explained', 'explain_batch', 'select_classes', 'AttributionLabel', 'ExplainedBoxes',
+           'explained_boxes', 'CandidateRegions', 'explained_areas', 'dilate', 'chexlocalize_iou', 'chexlocalize_hits']
 
 # %% ../nbs/27_doll.ipynb #eb6f1485
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,8 @@ from skimage.filters import threshold_otsu
 from torch import Tensor
 from .annotations import Annotation, Boxes, Mask, boxes_of, fit_thresholds
 from .attribution import Attribution, blurred, device_of, integrated_gradients
+from .metrics import mean_table
+from .task import Task
 from .classsets import MAX_CLASSES, ClassSets, class_sets, decode, encode, or_pool, pack, resize, unpack
 
 # %% ../nbs/27_doll.ipynb #c50dacae
@@ -196,6 +199,43 @@ def label_maps(maps:Sequence[Tensor], # float (P, H, W), one tensor for each mem
 ) -> Tensor: # bool (P, H, W)
     "Normalise, average, smooth, cut: the core."
     return threshold_maps(combined_maps(maps, recipe, guides), recipe.rule, recipe.cutoff)
+
+# %% ../nbs/27_doll.ipynb #9db26905
+_TOP = 10. # standard deviations above the mean that the cuts are looked for in
+
+def _in_deviations(maps):
+    "Each map in standard deviations above its mean, 0 to `_TOP`, as 0 to 1."
+    spread = maps.flatten(1).std(1).clamp(min=1e-12)[:, None, None]
+    return ((maps - maps.mean((1, 2), keepdim=True)) / spread / _TOP).clamp(0, 1)
+
+def calibrate(recipe:Recipe, # whose cuts are replaced
+              maps:Tensor, # float (P, H, W), from `combined_maps`
+              findings:Tensor, # bool (P, H, W), the true mask of each
+              precision:float=.5, # share of the core that is to be right
+              recall:float=.8 # share of a finding that is to be in the rim
+) -> Recipe: # with rule 'mean_sd', cutoff and rim; a cutoff of infinity if no core is right often enough
+    "Core and rim that hold on masks, with the correction of conformal risk control."
+    probs = [{1: m.cpu().numpy()} for m in _in_deviations(maps)]
+    masks = [Mask(f.cpu().numpy().astype(np.uint8)) for f in findings]
+    core, rim = (fit_thresholds(probs, masks, 2, share)[name].item()
+                 for name, share in (('core', precision), ('rim', recall)))
+    rim = min(core, rim) or -math.inf # at 0 all pixels are in, those below the mean as well
+    return replace(recipe, rule='mean_sd', cutoff=core*_TOP, rim=rim*_TOP)
+
+# %% ../nbs/27_doll.ipynb #9923e44a
+def calibrate_on_committee(recipe:Recipe, # whose cuts are replaced; its cutoff makes the members' own labels
+                           maps:Sequence[Tensor], # float (P, H, W), one tensor for each of two or more members
+                           guides:Tensor|None=None, # see `combined_maps`
+                           precision:float=.5, # share of the others' core that is to be in a member's label
+                           recall:float=.8 # share of a member's label that is to be in the others' rim
+) -> Recipe: # with rule 'mean_sd', cutoff and rim
+    "Core and rim on which the committee agrees."
+    if len(maps) < 2: raise ValueError("one member has nobody to agree with: calibrate on masks, or train a second")
+    others = [[m for m in maps if m is not left] for left in maps]
+    combined = torch.cat([combined_maps(rest, recipe, guides) for rest in others])
+    own = torch.cat([label_maps([left], recipe, guides) for left in maps])
+    there = own.flatten(1).any(1)
+    return calibrate(recipe, combined[there], own[there], precision, recall)
 
 # %% ../nbs/27_doll.ipynb #e12a0222
 class LabelReading(NamedTuple):
@@ -454,3 +494,46 @@ def dilate(sets:Tensor, # int64 (H, W), class sets
     channels = unpack(sets, max(int(sets.max()).bit_length(), 1))
     grown = F.max_pool2d(channels[None].float(), 2*by+1, 1, by)
     return pack(grown > 0)[0]
+
+# %% ../nbs/27_doll.ipynb #a1e0dce7
+def _image_iou(pred, truth, both):
+    "IoU of two masks; NaN where one is missing, or only the true one may not be."
+    if not truth.any() or both and not pred.any(): return math.nan
+    return (pred & truth).sum() / (pred | truth).sum()
+
+def _hit(heat, truth):
+    "1 if the largest value of a map of any size lies in the mask, else 0; NaN without a mask."
+    if not truth.any(): return math.nan
+    large = F.interpolate(torch.as_tensor(heat).float()[None, None], size=truth.shape, mode='bilinear')[0, 0]
+    return float(truth[np.unravel_index(large.argmax().item(), truth.shape)])
+
+def _protocol_table(truth, score, name, n):
+    "A score (image, observation, mask) -> float as a table of means."
+    observations = sorted({o for masks in truth.values() for o in masks})
+    values = [[score(i, o, masks[o]) for o in observations] for i, masks in truth.items()]
+    task = Task(tuple(observations), unit='image')
+    return mean_table(torch.tensor(values, dtype=torch.double), task, [i.split('_')[0] for i in truth], name, n)
+
+# %% ../nbs/27_doll.ipynb #131ee897
+def chexlocalize_iou(truth:Mapping, # image -> observation -> bool (H, W), from `read_chexlocalize`
+                     pred:Mapping, # the same for labels; an image that is missing has none
+                     both:bool=True, # only images that have a mask and a label; False: all that have a mask
+                     n:int=1000 # bootstrap draws of patients
+) -> pd.DataFrame: # mIoU of each observation with its interval and the number of images
+    "Mean IoU by CheXlocalize's protocol."
+    def score(i, o, mask):
+        label = pred[i][o] if o in pred.get(i, ()) else np.zeros_like(mask)
+        if label.shape == mask.shape: return _image_iou(label, mask, both)
+        raise ValueError(f"{i}, {o}: the label has {label.shape} pixels, the mask {mask.shape}")
+    return _protocol_table(truth, score, 'mIoU', n)
+
+def chexlocalize_hits(truth:Mapping, # image -> observation -> bool (H, W)
+                      folder:str|Path, # with a map in IMAGE_OBSERVATION_map.npz for each, under the name `map`
+                      n:int=1000 # bootstrap draws of patients
+) -> pd.DataFrame: # hit rate of each observation with its interval and the number of images
+    "Hit rate by CheXlocalize's protocol; a map that is missing counts for nothing."
+    def score(i, o, mask):
+        file = Path(folder)/f'{i}_{o}_map.npz'
+        if not file.exists(): return math.nan
+        with np.load(file, allow_pickle=False) as found: return _hit(found['map'], mask)
+    return _protocol_table(truth, score, 'hit rate', n)

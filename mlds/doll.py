@@ -180,7 +180,8 @@ class Recipe:
 def _member_map(maps, recipe):
     "A member's maps in their unit; smoothed, if the recipe smooths before the average."
     maps = normalize_maps(maps, recipe.normalize)
-    return smooth_positive(maps, recipe.member_sigma) if recipe.member_sigma else maps
+    early = recipe.smooth_positive and recipe.member_sigma
+    return smooth_positive(maps, recipe.member_sigma) if early else maps
 
 def combined_maps(maps:Sequence[Tensor], # float (P, H, W), one tensor for each member
                   recipe:Recipe=Recipe(), # how

@@ -57,7 +57,7 @@ def check_same(a, b, tol=1e-4):
     for k, v in statistics(a).items(): torch.testing.assert_close(v, statistics(b)[k], rtol=tol, atol=tol)
 
 
-SILENT = {'nothing': Unlabelled(), 'partial mask of nothing': PartialMask(mask().labels*0, annotated=[])}
+SILENT = {'nothing': Unlabelled(), 'partial mask of nothing': PartialMask(mask().labels*0, looked_for=[])}
 
 @pytest.mark.parametrize('silent', SILENT.values(), ids=SILENT)
 @pytest.mark.parametrize('net', [UNet(1, 4, width=4, depth=3), TimmUNet(1, 4, 'test_resnet', width=4)], ids=['plain', 'timm'])

@@ -184,7 +184,7 @@ def test_masks_come_back(kind):
         mask = read(name, export(labels), dict(exhaustive=True, images={'a': (h, w)}))
         assert type(mask) is Mask and (mask.labels == labels).all()
         partly = read(name, export(labels), dict(exhaustive=NAMES[1:2], images={'a': (h, w)}))
-        assert type(partly) is PartialMask and partly.annotated == [1]
+        assert type(partly) is PartialMask and partly.looked_for == [1]
         assert_contains(partly.class_sets((h, w), 3), from_labels(torch.from_numpy(labels), 3), 3)
     comes_back()
 

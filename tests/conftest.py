@@ -45,4 +45,4 @@ def checkout(tmp_path_factory):
 @pytest.fixture(scope='session')
 def smoke(checkout):
     "The copy after `make reproduce PROFILE=smoke`, and what that printed."
-    return checkout, make('reproduce', 'PROFILE=smoke', 'CORES=2', cwd=checkout, timeout=840)
+    return checkout, make('reproduce', 'PROFILE=smoke', 'CORES=2', cwd=checkout, timeout=1800)

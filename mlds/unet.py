@@ -55,16 +55,6 @@ def _norm_layer(
     if norm == 'group': return nn.GroupNorm(gcd(32, max(n//8, 1), n), n)
     raise ValueError(f"norm={norm!r} is unknown: choose 'batch' or 'group'")
 
-# %% ../nbs/14_unet.ipynb #5eed1c02
-class _Pointwise(nn.Conv2d):
-    "A 1x1 convolution."
-    def __init__(self,
-        n_in:int, # input channels
-        n_out:int, # output channels
-        bias:bool=True, # add a bias
-    ): super().__init__(n_in, n_out, 1, bias=bias)
-    def forward(self, x): return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
-
 # %% ../nbs/14_unet.ipynb #324c8da9
 def _conv_unit(
     n_in:int, # input channels
@@ -73,8 +63,7 @@ def _conv_unit(
     size:int=3, # kernel size in pixels, odd
 ) -> nn.Sequential: # (B,n_in,H,W) -> (B,n_out,H,W)
     "Convolution, normalisation, ReLU."
-    if size == 1: conv = _Pointwise(n_in, n_out, bias=False)
-    else: conv = nn.Conv2d(n_in, n_out, size, padding=size//2, bias=False)
+    conv = nn.Conv2d(n_in, n_out, size, padding=size//2, bias=False)
     return nn.Sequential(conv, _norm_layer(norm, n_out), nn.ReLU(inplace=True))
 
 def _double_conv(
@@ -92,7 +81,7 @@ def _head(
     norm:str='batch', # 'batch' or 'group'
 ) -> nn.Sequential: # (B,n_in,h,w) -> (B,n_classes,h,w)
     "1x1 convolution unit and 1x1 convolution to the classes: the form of all heads in paper 1's network."
-    return nn.Sequential(_conv_unit(n_in, width, norm, size=1), _Pointwise(width, n_classes))
+    return nn.Sequential(_conv_unit(n_in, width, norm, size=1), nn.Conv2d(width, n_classes, 1))
 
 # %% ../nbs/14_unet.ipynb #bf71014f
 def _up_layer(

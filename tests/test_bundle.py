@@ -27,5 +27,6 @@ def test_a_bundle_installs_without_an_index(archive, tmp_path):
     done = subprocess.run(['sh', 'install.sh'], cwd=tmp_path/'mlds', env=kept | nowhere, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     code = 'import mlds.classsets, safetensors; print(mlds.__file__, safetensors.__file__)'
-    done = subprocess.run([tmp_path/'mlds/.venv/bin/python', '-c', code], cwd=tmp_path, env=kept, capture_output=True, text=True)
+    python = tmp_path/'mlds/.venv/bin/python'
+    done = subprocess.run([python, '-c', code], cwd=tmp_path/'mlds', env=kept, capture_output=True, text=True)
     assert done.stdout.split() == [str(tmp_path/'mlds/mlds/__init__.py'), str(there/'safetensors/__init__.py')], done.stderr

@@ -124,7 +124,7 @@ def test_start_and_like(work):
     params = record(work/'second')['params']
     assert [params[k] for k in ('width', 'depth', 'head_width', 'iterations', 'size')] == [2, 2, 4, 2, '32x32']
     assert params['start'] == str(work/'run/model.safetensors')
-    assert "profile 'shor' is unknown; there are short" in refused(work, 'train', 'eyes', '--like', 'shor')
+    assert "profile 'shor' is unknown; settings.ini has short" in refused(work, 'train', 'eyes', '--like', 'shor')
 
 def test_several_folders_and_a_public_set(tmp_path):
     "An own folder in which one fluid was drawn, and Duke's .mat files: one network, and nothing is written into either."

@@ -355,7 +355,7 @@ def _committee(plan, profile):
         return plan.run(notebook, profile[notebook] | dict(members=','.join(who), **more), who, turn)
     plan.cell('table4', '', '', 0, looking('localise', members))
     labels = dict(single=looking('explain', members[:1], smooth_positive=False), doll=looking('explain', members))
-    if _rows_of(profile) == 'evidence': labels |= {kind: looking('explain', members, kind=kind) for kind in CONTROLS}
+    if _rows_of(profile) == 'evidence': labels |= {c: looking('explain', members, maps=c) for c in CONTROLS}
     return members[0], labels
 
 # %% ../../nbs/35_plan.ipynb #543405e9
@@ -368,9 +368,9 @@ TUNINGS = {'': dict(tuning='full'), 'adapters': dict(tuning='adapters'), # how t
            'frozen encoder with adapters': dict(tuning='encoder adapters'),
            'frozen encoder': dict(tuning='frozen encoder'), 'batch norms': dict(tuning='norms'),
            'last block': dict(tuning='last block'),
-           'depthwise adapters': dict(tuning='adapters', adapters='depthwise'),
-           'depthwise adapters and batch norms': dict(tuning='adapters and norms', adapters='depthwise'),
-           'low-rank adapters': dict(tuning='adapters', adapters='lora')}
+           'depthwise adapters': dict(tuning='adapters', adapter_form='depthwise'),
+           'depthwise adapters and batch norms': dict(tuning='adapters and norms', adapter_form='depthwise'),
+           'low-rank adapters': dict(tuning='adapters', adapter_form='lora')}
 
 _CORE = [(i, '') for i in ('random', 'matched backbone', 'mean explanation', 'doll')]
 _OTHERS = [(i, '') for i in ('true masks', 'mean position', 'backbone', 'single')]
@@ -443,7 +443,7 @@ _FIRST = 72 # iterations of a fine-tuning that tells how good a start is
 def _plan_figure7(plan, profile, member, labels):
     turn = _CHEST_TURN + 4, 0
     for pool, length in product(profile['pools'], profile['lengths']):
-        params = dict(labels=labels['doll'], source=member, seed=0, share=pool, iterations=length)
+        params = dict(labels=labels['doll'], source=member, seed=0, image_share=pool, iterations=length)
         source = plan.run('pretrain', profile['pretrain'] | params, [labels['doll'], member], turn)
         plan.cell('figure7', f'{pool:g}', length, 0, source)
         for task in ('anatomy', 'infection'):

@@ -81,12 +81,14 @@ def _attach_bottlenecks(model, **form):
     places = [(model.encoder, model.encoder.channels), *((b, [c]) for b, c in zip(model.decoder, model.channels[1:]))]
     for module, channels in places: _attach(module, [Adapter(c, **form) for c in channels], _apply_adapters)
 
+# %% ../nbs/22_transfer.ipynb #6d88eddf
 def _attach_updates(model):
     "A low-rank update for every convolution of encoder and decoder that sees neighbours and all channels."
     for module in [*model.encoder.modules(), *model.decoder.modules()]:
         if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1 and module.groups == 1:
             _attach(module, [LowRank(module)], _add_update)
 
+# %% ../nbs/22_transfer.ipynb #9b0b25de
 ADAPTERS = dict(bottleneck=_attach_bottlenecks, depthwise=partial(_attach_bottlenecks, side=3), lora=_attach_updates)
 
 def _has_adapters(model): return any(isinstance(m, (Adapter, LowRank)) for m in model.modules())
@@ -124,6 +126,7 @@ def _check_tuning(model, tune):
     if 'adapters' in TUNE[tune] and not _has_adapters(model):
         raise ValueError("the network has no adapters: call add_adapters first")
 
+# %% ../nbs/22_transfer.ipynb #ff670c96
 def set_trainable(model:EncoderDecoder, # changed in place
                   tune:str # what is trained, one of `TUNE`
 ) -> EncoderDecoder: # the network
@@ -142,6 +145,7 @@ def _attach_adapters(model, adapters):
     if isinstance(adapters, str): ADAPTERS[adapters](model)
     else: _attach_bottlenecks(model, reduction=adapters)
 
+# %% ../nbs/22_transfer.ipynb #5ee62c9d
 def add_adapters(model:EncoderDecoder, # changed in place
                  adapters:str|int='bottleneck' # one of `ADAPTERS`, or a number: bottlenecks, with one channel for so
                                                # many of the features (4 of them if not said)
@@ -179,6 +183,7 @@ class LoadReport(NamedTuple):
     left:list # names in the source that were not used
     def __repr__(self): return f"{len(self.loaded)} tensors loaded, {len(self.new)} new, {len(self.left)} left over"
 
+# %% ../nbs/22_transfer.ipynb #17d82381
 def _class_layers(model):
     "Names of the tensors that have a channel for each class: the last convolution of each head."
     last = [f'aux_heads.{i}.1' for i in range(len(model.aux_heads))] + ['mask_head.1.1']
@@ -190,6 +195,7 @@ def _network(model):
     network = getattr(getattr(model, 'spec', None), 'network', None) or {}
     return {k: v for k, v in network.items() if k != 'dropout'}
 
+# %% ../nbs/22_transfer.ipynb #306fc184
 def _check_networks(source, model):
     "Raise if two networks are described differently."
     there, here = _network(source), _network(model)
@@ -206,6 +212,7 @@ def _same_classes(source, model):
     there, here = [getattr(m, 'spec', None) for m in (source, model)]
     return there.task.classes == here.task.classes if there and here else source.n_classes == model.n_classes
 
+# %% ../nbs/22_transfer.ipynb #3d7c1e88
 def _from_segmenter(model, source, new_scale):
     "All weights, but those of the class layers if the source is for other classes."
     _check_networks(source, model)
@@ -268,6 +275,7 @@ def _shown_planes(sets, n_classes):
     shown[0] = False
     return planes, shown
 
+# %% ../nbs/22_transfer.ipynb #6713c4dd
 def _most_frequent(counts, images):
     "The pixels with the largest counts (H, W), as many as there are in an image on average."
     n = round(counts.sum().item()/max(images, 1))
@@ -305,6 +313,7 @@ class MeanLabel(Annotation):
         certain[0], possible[0] = ~possible[1:].any(0), ~certain[1:].any(0)
         return class_sets(pack(certain), pack(possible), sets.regions)
 
+# %% ../nbs/22_transfer.ipynb #edc72624
 def mean_labels(rows:Catalogue, # with splits
                 size:Sequence[int] # (h, w) of the shapes
 ) -> Catalogue: # the same images

@@ -80,10 +80,12 @@ def _filled_cells(nb, names):
         cell['source'] = new.splitlines(True)
     return changed
 
+# %% ../../nbs/39_numbers.ipynb #6b7caba7
 def _write_notebook(file, nb):
     text = json.dumps(nb, indent=1, sort_keys=True, ensure_ascii=False)
     with atomic_file(file) as f: f.write(f'{text}\n'.encode())
 
+# %% ../../nbs/39_numbers.ipynb #7897ee0a
 def stale_notebooks(folder:str|Path, # of the notebooks, searched with its sub-folders
                     names:Mapping, # from `number_functions`
                     write:bool=False # bring them up to date

@@ -61,6 +61,7 @@ def _text(value, kind=str):
     if isinstance(value, bool) or not isinstance(value, (str, int, float)): raise ValueError('not a text')
     return str(value)
 
+# %% ../../nbs/34_parameters.ipynb #79d02bfa
 def _flag(value, kind=bool):
     "`value` as True or False."
     if isinstance(value, bool): return value
@@ -88,6 +89,7 @@ def _options(allowed):
     listed = allowed.removeprefix('one of ')
     return [o for o in re.split(r'\s+or\s+|,\s*(?![^\[(]*[\])])', listed) if o]
 
+# %% ../../nbs/34_parameters.ipynb #81090917
 def _range_kind(default, text):
     "The type of the numbers in a range."
     if isinstance(default, (int, float)): return type(default)
@@ -110,6 +112,7 @@ def words(self:Parameter) -> str: # e.g. '(0, 1]' or 'int'
     "What a value may be, in words."
     return self.allowed or type(self.default).__name__
 
+# %% ../../nbs/34_parameters.ipynb #da109bb5
 @patch
 def check(self:Parameter,
           name:str, # the parameter's name, for the error
@@ -162,6 +165,7 @@ def _is_given(name, value):
     hidden = name.startswith('_') or name in ('In', 'Out')
     return not hidden and not callable(value) and not isinstance(value, ModuleType)
 
+# %% ../../nbs/34_parameters.ipynb #05f44f31
 def read_parameters(notebook:str|Path, # e.g. 'train', or a file
                     namespace:dict # `globals()` of the notebook
 ) -> dict: # every parameter of the notebook, checked and converted

@@ -31,11 +31,13 @@ def _words(text, what, kind, meaning):
     if values: return values
     raise ValueError(f"{what} is {' '.join(text.split())!r}: write {meaning} with spaces between")
 
+# %% ../../nbs/35_plan.ipynb #df6fa5b9
 def _share(text):
     value = float(text)
     if 0 < value <= 1: return value
     raise ValueError(text)
 
+# %% ../../nbs/35_plan.ipynb #0b6052d6
 def _count(text):
     if text.isdigit(): return int(text)
     raise ValueError(text)
@@ -87,6 +89,7 @@ _DRAWN = {('oct', 'short'): ['table1', 'table2', 'figure1', 'figure2'],
           ('oct', 'evidence'): ['table1', 'table2', 'table7', 'figure5'], ('oct', 'headline'): ['table2'],
           ('chest', 'short'): _SHORT_CHEST, ('chest', 'evidence'): _CHEST, ('chest', 'headline'): _CHEST}
 
+# %% ../../nbs/35_plan.ipynb #1f4f14db
 def _results(given, known):
     "The tables and figures that a section names, all if it names none."
     results = given.pop('results', ' '.join(known)).split()
@@ -94,6 +97,7 @@ def _results(given, known):
         if r not in known: raise ValueError(f"result {r!r} is unknown; there are {', '.join(known)}")
     return results
 
+# %% ../../nbs/35_plan.ipynb #ae340bdb
 def _check_names(given, notebooks):
     "An error for a line that is a parameter of no notebook."
     for name in given:
@@ -127,6 +131,7 @@ def _chest_folders(data):
     from mlds.sources.chest import chest_folders
     return chest_folders(data)
 
+# %% ../../nbs/35_plan.ipynb #22c2af93
 def _data_path(file:str|Path, # settings.ini
               data:str # 'phantoms', a name of the section [data], or a folder
 ) -> str: # 'phantoms' or the folder, which need not be there
@@ -136,6 +141,7 @@ def _data_path(file:str|Path, # settings.ini
     names = dict(ini['data']) if 'data' in ini else {}
     return str(Path(file).parent/names[data.lower()] if data.lower() in names else Path(data))
 
+# %% ../../nbs/35_plan.ipynb #e746da86
 def find_data(file:str|Path, # settings.ini
               data:str # 'phantoms', a name of the section [data], or a folder
 ) -> str: # 'phantoms' or the folder
@@ -204,6 +210,7 @@ def run(self:Plan,
     self.turns[name] = min(turn, self.turns.get(name, turn))
     return name
 
+# %% ../../nbs/35_plan.ipynb #ec1cae14
 @patch
 def cell(self:Plan, table:str, row:str, column:str, seed:int, run:str) -> None:
     "Enter a cell of a table into the plan."
@@ -224,6 +231,7 @@ ARMS = {'masks alone': _ALONE, **_arms('self-taught', ['nothing']),
 AUX_NAMES = {'none': 'nothing', 'nearest': 'nearest neighbour', 'upsample': 'up-sampled logits',
              'mlds-softmax': 'MLDS, softmax', 'mlds-sigmoid': 'MLDS, sigmoid'}
 
+# %% ../../nbs/35_plan.ipynb #506a1336
 def _supervised(arm, ending=''):
     "A row with each supervision of the auxiliary heads."
     return {name + ending: dict(arm, aux_supervision=k) for k, name in AUX_NAMES.items()}
@@ -235,6 +243,7 @@ def _grid(rows, budgets):
 
 _ALL_MASKS = _grid({'masks alone': _ALONE}, ['all'])
 
+# %% ../../nbs/35_plan.ipynb #cc97d98d
 def _short(profile):
     "Cells of each table, few enough for half an hour."
     budgets = profile['budgets']
@@ -302,6 +311,7 @@ PLAIN_AVERAGED = f'{PLAIN}, averaged weights'
 LONG = f'{PLAIN}, twice as long'
 REFERENCES = [TWICE, PLAIN, PLAIN_AVERAGED, LONG]
 
+# %% ../../nbs/35_plan.ipynb #d83f8d19
 def _averaged(row): return dict(row, teacher='mean-teacher')
 
 def _references(profile):
@@ -312,6 +322,7 @@ def _references(profile):
     rows = {TWICE: twice, PLAIN: plain, PLAIN_AVERAGED: _averaged(plain), LONG: longer}
     return _grid({TWICE: twice, AVERAGED: _averaged(twice)}, [profile['focus'][-1]]) + _grid(rows, ['all'])
 
+# %% ../../nbs/35_plan.ipynb #e557e4a7
 def _is_headline(row, column, focus):
     return row in [*HEADLINE, AVERAGED, *REFERENCES] and column in (focus[-1], 'all')
 
@@ -345,6 +356,7 @@ CONTROLS = 'mean explanation', 'mean position' # labels that look at no image
 
 def _rows_of(profile): return 'short' if profile['design'] == 'short' else 'evidence'
 
+# %% ../../nbs/35_plan.ipynb #e350c6cc
 def _committee(plan, profile):
     "The classifiers, and runs that look at some of them."
     turn = () if _rows_of(profile) == 'short' else (_CHEST_TURN,)
@@ -389,6 +401,7 @@ def _matched(profile, k):
     parts = ceil((own['iterations'] + more)/own['epochs'])
     return own | dict(arch=profile['archs'][0], seed=k, iterations=parts*own['epochs'])
 
+# %% ../../nbs/35_plan.ipynb #c16f0405
 def _source(plan, profile, init, seed, member, labels, turn):
     "The run whose weights a fine-tuning starts from."
     k = seed % profile['pretrainings'][0]
@@ -405,6 +418,7 @@ def _trials(plan, profile, params, needs, turn):
     tried = [params | dict(lr=lr, seed=_TRIAL) for lr in profile['rates']]
     return [plan.run('finetune', profile['finetune'] | each, needs, turn) for each in tried]
 
+# %% ../../nbs/35_plan.ipynb #3bbf2a4e
 def _cell_table5(plan, profile, start, column, seed, source, turn):
     "One fine-tuning, and the trials of its row."
     (init, tuned), (task, share) = start, column
@@ -415,6 +429,7 @@ def _cell_table5(plan, profile, start, column, seed, source, turn):
                    [params['source'], *trials], turn)
     plan.cell('table5', _row_name(*start), f'{task} {share:.0%}', seed, run)
 
+# %% ../../nbs/35_plan.ipynb #8e793d36
 def _plan_table5(plan, profile, member, labels):
     groups = STARTS[_rows_of(profile)]
     for (k, starts), seed in product(enumerate(groups), profile['seeds']):
@@ -451,6 +466,7 @@ def _plan_figure7(plan, profile, member, labels):
             run = plan.run('finetune', profile['finetune'] | tuned, [source], turn)
             plan.cell('figure7', f'{pool:g}', length, 0, run)
 
+# %% ../../nbs/35_plan.ipynb #66ee0d9f
 def _plan_chest(plan, profile, tables):
     member, labels = _committee(plan, profile)
     fill = dict(table5=_plan_table5, table6=_plan_table6, figure7=_plan_figure7)
@@ -474,12 +490,14 @@ def plan_name(profile:str, # a section of settings.ini
     "Name of the folders for a profile's results on some data."
     return profile + ('' if data == 'phantoms' else '-' + Path(data).name)
 
+# %% ../../nbs/35_plan.ipynb #e02b4e56
 def _runs_of(folder):
     "Names of the runs in a folder of results."
     file = folder and folder/'runs.csv'
     if not file or not file.is_file(): return set()
     with file.open(newline='') as f: return {row['run'] for row in csv.DictReader(f)}
 
+# %% ../../nbs/35_plan.ipynb #c71059f0
 def make_plan(file:str|Path, # settings.ini
               profile:str='quick', # a section of it
               data:str='phantoms', # see `find_data`
@@ -593,6 +611,7 @@ def describe(plan:dict, # from `make_plan`
     run = plan['runs'][name]
     return f"{run['notebook']}, seed {run['params'].get('seed', 0)}"
 
+# %% ../../nbs/35_plan.ipynb #51808e09
 def finished_runs(plan:dict # from `make_plan`
 ) -> list[str]: # names
     "The runs of a plan that are finished."
@@ -607,6 +626,7 @@ def _named(what, log):
         reason = f'{e.ename}: {e.evalue}' if hasattr(e, 'ename') else f'{type(e).__name__}: {e}'
         raise RuntimeError(f'{what}: {reason} (see {log})') from e
 
+# %% ../../nbs/35_plan.ipynb #6d025211
 def _do_run(plan, name, execute):
     "Do a run that is not finished, and say so."
     began, run = time.time(), plan['runs'][name]
@@ -617,6 +637,7 @@ def _do_run(plan, name, execute):
         raise RuntimeError(f"{run['notebook']} did not finish run {name}; did the data change meanwhile? (see {log})")
     print(f"[{len(done)}/{len(plan['runs'])}] {describe(plan, name)}, {time.time()-began:.0f} s", flush=True)
 
+# %% ../../nbs/35_plan.ipynb #987b3c7c
 def run_job(file:str|Path, # plan.json
             job:str # one of its jobs
 ) -> None:

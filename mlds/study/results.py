@@ -36,6 +36,7 @@ def _flat(metrics, name='metric'):
     if not isinstance(metrics, dict): return {name: metrics}
     return {k: v for key, value in metrics.items() for k, v in _flat(value, f'{name}.{key}').items()}
 
+# %% ../../nbs/37_results.ipynb #c0725e67
 def _run_row(record):
     "A line of runs.csv."
     env, metrics = record['environment'], _flat(record['metrics'])
@@ -87,6 +88,7 @@ _RUNS_IN_FILE = 500
 
 def _small(counts): return np.asarray(counts, dtype=np.min_scalar_type(np.max(counts)))
 
+# %% ../../nbs/37_results.ipynb #053c2548
 def _blocks(counts):
     "Names of runs with the same patients, classes and truth, at most 500 together."
     alike = {}
@@ -95,6 +97,7 @@ def _blocks(counts):
         alike.setdefault((groups, classes, truth.tobytes()), []).append(run)
     return [runs[i:i + _RUNS_IN_FILE] for runs in alike.values() for i in range(0, len(runs), _RUNS_IN_FILE)]
 
+# %% ../../nbs/37_results.ipynb #ea70e4d1
 def _write_counts(counts, folder):
     "Write counts of runs by patient: run -> groups, classes, counts (G, K, 3)."
     shutil.rmtree(folder, ignore_errors=True)
@@ -146,6 +149,7 @@ def _results_folder(plan:dict # from `make_plan`
     "Where a plan's results are exported to."
     return Path(plan['root'])/'results'/plan['name']
 
+# %% ../../nbs/37_results.ipynb #254fbe6e
 def _earlier(plan, done):
     "The committed results of a plan's runs that were not done here."
     if not plan.get('committed') or not (Path(plan['committed'])/'runs.csv').exists(): return None
@@ -156,11 +160,13 @@ def _earlier(plan, done):
     counts = {run: c for run, c in found.per_group.items() if run in kept}
     return replace(found, **tables, per_group=counts)
 
+# %% ../../nbs/37_results.ipynb #a49d5eb9
 def _joined(earlier, name, table):
     "A table of the committed results, and below it that of the runs done here."
     if earlier is None or getattr(earlier, name).empty: return table
     return pd.concat([getattr(earlier, name), table], ignore_index=True) if len(table) else getattr(earlier, name)
 
+# %% ../../nbs/37_results.ipynb #7118e339
 def _write_images(plan, folders, to, earlier):
     "Counts of each image, or of each patient where the plan says so."
     by_patient = plan.get('keep') == 'groups'
@@ -171,6 +177,7 @@ def _write_images(plan, folders, to, earlier):
     counts = {f.name: _patient_counts(_stack([f], 'per_image'), f.name) for f in counted}
     _write_counts((earlier.per_group if earlier else {}) | counts, to/'per_group')
 
+# %% ../../nbs/37_results.ipynb #b56f8623
 def _write_about(plan, to):
     "What the tables of a plan claim."
     if plan.get('design', 'short') == 'short': return
@@ -294,6 +301,7 @@ def _variant_values(results, table):
     means = iou.rename('value').reset_index()
     return cells.drop(columns='row').merge(means, on='run').rename(columns={'variant': 'row'})
 
+# %% ../../nbs/37_results.ipynb #3b3738bc
 def table_values(results:Results # of a profile
 ) -> pd.DataFrame: # table, row, column, seed, value
     "Every number of the tables, a line for each cell and seed."
@@ -354,6 +362,7 @@ def _run(file:str, job:str) -> None:
     "Do the unfinished runs of a job."
     run_job(file, job)
 
+# %% ../../nbs/37_results.ipynb #e688073f
 def _phantoms(file:str) -> None:
     "Draw the phantoms of a plan."
     draw_phantoms(file)
@@ -362,6 +371,7 @@ def _export(file:str) -> None:
     "Export the results of a plan's finished runs."
     export(read_json(Path(file)))
 
+# %% ../../nbs/37_results.ipynb #5952df56
 def _draw(file:str, *names:str) -> None:
     "Draw results of a plan, beside its runs."
     plan = read_json(Path(file))
@@ -375,6 +385,7 @@ def _headline(folder):
     files = [f for f in [*first, *sorted(folder.glob('*.md'), reverse=True)] if f.exists()]
     return files[0].read_text().strip()
 
+# %% ../../nbs/37_results.ipynb #75701bd5
 def _report(profile:str='quick', data:str='phantoms', runs:str='runs', figures:str='figures') -> str:
     "Copy what was drawn to the folder of figures, and say what there is."
     name = _name(profile, data)
@@ -390,6 +401,7 @@ def _keep(profile:str='quick', data:str='phantoms', runs:str='runs', results:str
     to = commit_results(Path(runs)/'results'/name, Path(results)/name, bool(force))
     return f'{len(read_results(to).runs)} runs are in {to}'
 
+# %% ../../nbs/37_results.ipynb #eb890051
 def _redraw(profile:str='quick', data:str='phantoms', results:str='results', figures:str='figures') -> str:
     "Draw a profile's tables and figures from committed results."
     folder = Path(results)/_name(profile, data)
@@ -411,6 +423,7 @@ def _compare(profile:str='quick', data:str='phantoms', runs:str='runs', results:
 _COMMANDS = dict(status=_status, phantoms=_phantoms, run=_run, export=_export, draw=_draw, report=_report,
                  results=_keep, redraw=_redraw, compare=_compare)
 
+# %% ../../nbs/37_results.ipynb #9f6082a2
 def main(args:Sequence[str]|None=None # a command and its words; the command line if not given
 ) -> None:
     "Entry point of `mlds-plan`."

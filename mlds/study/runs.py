@@ -45,10 +45,12 @@ _PACKAGES = 'mlds torch fastai timm numpy scipy scikit-image pandas fastcore saf
 def _version(package):
     with suppress(importlib.metadata.PackageNotFoundError): return importlib.metadata.version(package)
 
+# %% ../../nbs/33_runs.ipynb #b21b6330
 def _git(*args):
     with suppress(OSError, subprocess.CalledProcessError):
         return subprocess.run(['git', *args], capture_output=True, text=True, check=True).stdout.strip()
 
+# %% ../../nbs/33_runs.ipynb #3c6fb8ed
 def _cpu():
     with suppress(OSError):
         names = re.findall(r'model name\s*:\s*(.+)', Path('/proc/cpuinfo').read_text())
@@ -63,6 +65,7 @@ def _changes():
     lines = _git('status', '--porcelain', '--untracked-files=no', '--', ':/', *_MADE)
     return None if lines is None else [line.split(maxsplit=1)[1] for line in lines.splitlines()]
 
+# %% ../../nbs/33_runs.ipynb #1d437b52
 def _cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
@@ -97,6 +100,7 @@ def record_file(folder:Path # a run's folder
     "The record of a finished run: `.run.json`, or `run.json` where hidden files were not copied."
     return next((f for f in (folder/'.run.json', folder/'run.json') if f.is_file()), None)
 
+# %% ../../nbs/33_runs.ipynb #4b6081ca
 def link_record(folder:Path # folder of a finished run
 ) -> None:
     "Put `run.json` back, with the time at which the run was finished."
@@ -154,6 +158,7 @@ def start(self:Run,
     self.save_text('.begun.json', self._as_text(environments=self.environments))
     return self
 
+# %% ../../nbs/33_runs.ipynb #6d27b550
 def _or_null(x): return x if math.isfinite(x) else None
 
 @patch
@@ -176,6 +181,7 @@ def save_bytes(self:Run,
     with atomic_file(file) as f: f.write(content)
     return file
 
+# %% ../../nbs/33_runs.ipynb #80584740
 @patch
 def save_text(self:Run,
               name:str, # file name within the run's folder
@@ -193,6 +199,7 @@ def save_table(self:Run,
     "Write a table of an unfinished run as CSV."
     return self.save_text(name, table.to_csv(index=False))
 
+# %% ../../nbs/33_runs.ipynb #cb5dd370
 @patch
 def save_arrays(self:Run,
                 name:str, # file name within the run's folder, e.g. 'examples.npz'

@@ -116,6 +116,7 @@ def _draw_beyond(ax, values, start, y, colour):
     ax.plot(start, y, '<', color=colour, ms=5)
     ax.annotate(text, (start, y), (5, 4), textcoords='offset points', fontsize=7, color=colour)
 
+# %% ../../nbs/38_tables.ipynb #5096016e
 def _draw_cell(ax, values, y, colour, start):
     inside, beyond = values[values >= start], values[values < start]
     ax.plot(inside, np.full(len(inside), y), 'o', color=colour, ms=4, alpha=.7)
@@ -244,6 +245,7 @@ def _runs_by_seed(cells):
     parts = cells.groupby(['row', 'column'], sort=False)
     return {cell: part.set_index('seed').run for cell, part in parts}
 
+# %% ../../nbs/38_tables.ipynb #9a316bc8
 def _estimates(lines, names):
     "A table of estimates with their intervals."
     table = pd.DataFrame(lines, columns=[*names, 'seeds', 'value', 'error', 'df'])
@@ -273,6 +275,7 @@ def _difference(results, runs, others):
     if len(seeds) >= ENOUGH: found = bootstrap_difference(a, b)
     return dict(seeds=len(seeds)) | found
 
+# %% ../../nbs/38_tables.ipynb #ce5b7431
 def compare_cells(cells:pd.DataFrame, # of a plan: row, column, seed, run
                   results:Results, # from `read_results`
                   reference:Callable # row, column -> row and column to compare with, or None
@@ -308,12 +311,14 @@ def mean_text(line:pd.Series # of `cell_means`
     if line.most - line.least > SPREAD: text += f', seeds {line.least:.2f} to {line.most:.2f}'
     return text + _seeds_text(line)
 
+# %% ../../nbs/38_tables.ipynb #c6d6d29b
 def difference_text(line:pd.Series # of `judge`
 ) -> str: # e.g. '**0.050 [0.030, 0.070]**'
     "A difference with its interval, bold where Holm's procedure tells it from zero."
     text = interval_text(line.value, line.low, line.high)
     return (f'**{text}**' if line.p <= .05 else text) + _seeds_text(line)
 
+# %% ../../nbs/38_tables.ipynb #4f417786
 def verdict_text(line:pd.Series # of `judge`
 ) -> str: # e.g. 'non-inferior from 0.012'
     "A verdict, and the smallest margin at which the row is non-inferior."
@@ -334,12 +339,14 @@ def wide_text(table:pd.DataFrame, # row, column and what the text needs
 VERDICTS = {'superior': '#08519c', 'non-inferior': '#5ba3d0', 'undecided': '#9e9e9e', 'inferior': '#d95f0e',
             'hint': '#d5d5d5'} # with their colours
 
+# %% ../../nbs/38_tables.ipynb #32420f68
 def name_cells(table:pd.DataFrame # row, column
 ) -> str: # e.g. 'boxes (6, 24); points (24)', or 'none'
     "Rows with their columns in brackets."
     parts = table.groupby('row', sort=False)
     return '; '.join(f"{row} ({', '.join(part.column)})" for row, part in parts) or 'none'
 
+# %% ../../nbs/38_tables.ipynb #02a5ca0b
 def verdict_words(table:pd.DataFrame # from `judge`
 ) -> str: # a line of Markdown for each verdict
     "What was decided, in words."
@@ -362,6 +369,7 @@ def _draw_forest(ax, table, rows, margin):
     ax.locator_params(axis='x', nbins=2)
     ax.grid(axis='x', color='.93')
 
+# %% ../../nbs/38_tables.ipynb #7fe0c2ee
 def _verdict_legend(fig, verdicts):
     shown = {v: colour for v, colour in VERDICTS.items() if v in set(verdicts)}
     dots = [plt.Line2D([], [], color=colour, marker='s', ls='', label=v) for v, colour in shown.items()]
@@ -378,6 +386,7 @@ def _panels(table, label):
     fig.supxlabel(label, fontsize='medium')
     return fig, [(ax, part) for ax, part in zip(axs[0], parts) if len(part)], rows
 
+# %% ../../nbs/38_tables.ipynb #6acc9f20
 def forest_figure(table:pd.DataFrame, # from `judge`
                   margin:float|None=None, # its band is drawn
                   label:str='difference of mean IoU' # of the axis
@@ -415,6 +424,7 @@ def worst_tenths(table:pd.DataFrame, # from `long_table`
     worst = [worst_share(results.counts([run])[0]) for run in table.run]
     return table.assign(value=worst)
 
+# %% ../../nbs/38_tables.ipynb #43bf47c4
 def seed_text(values:Sequence[float] # one for each seed
 ) -> str: # e.g. '0.412 [0.370, 0.454]'
     "A mean over seeds with its t interval, where there are enough of them."
@@ -444,6 +454,7 @@ def _which_seeds(seeds, planned):
     "The seeds, unless they are all that were planned."
     return '' if len(seeds) == planned else f" (seeds {', '.join(map(str, seeds))})"
 
+# %% ../../nbs/38_tables.ipynb #e7ef220e
 def not_run(name:str, # of the table
             results:Results # from `read_results`
 ) -> str: # a sentence
@@ -501,6 +512,7 @@ def _scored(counts, groups, score, draws):
     stats = [lambda c, k=k: score(c)[..., k] for k in range(K)] + [lambda c: score(c).nanmean(-1)]
     return [(stat(counts.sum(0)).item(), *bootstrap_interval(counts, groups, stat, draws)) for stat in stats]
 
+# %% ../../nbs/38_tables.ipynb #08797042
 def score_counts(counts:torch.Tensor, # (N, K, 3) from `count_tensor`
                  groups:Sequence[str], # group of each image
                  classes:Sequence[str], # K names
@@ -590,12 +602,14 @@ def _classes_of(results, run):
     classes = results.per_image[results.per_image.run == run]['class'].unique()
     return [c for c in classes if c != 'background']
 
+# %% ../../nbs/38_tables.ipynb #2465f66b
 def _families(results, *runs):
     "What the runs of each seed start from; None where all start from the same."
     sources = results.runs.set_index('run').source.fillna('')
     together = list(zip(*[sources[list(r)] for r in runs]))
     return [str(t) for t in together] if len(set(together)) > 1 else None
 
+# %% ../../nbs/38_tables.ipynb #5d90803b
 def start_differences(cells:pd.DataFrame, # of Table 5: row, column, seed, run
                       results:Results, # from `read_results`
                       row:str # the row to compare with

@@ -124,6 +124,10 @@ def _step_seconds(model, x):
         times.append(time.time() - began)
     return min(times)
 
+def _extent(params):
+    "Height and width of what a training sees at once: whole images, or parts of them."
+    return params['size'] if params.get('crop', 'none') == 'none' else params['crop']
+
 def _estimate(task, # of the network
              params:dict, # of train.ipynb or classify.ipynb
              kinds:int=1 # kinds of annotation in a batch
@@ -132,7 +136,7 @@ def _estimate(task, # of the network
     import torch
     from fastai.torch_core import default_device
     from mlds.models import make_network
-    H, W = map(int, params['size'].split('x'))
+    H, W = map(int, _extent(params).split('x'))
     names = ('encoder', 'width', 'head_width', 'depth', 'adapters')
     network = {k: params[k] for k in names if k in params} | ({'encoder': params['arch']} if 'arch' in params else {})
     model = make_network(task, **network, size=(H, W)).to(default_device())
@@ -192,6 +196,12 @@ def _read_like(profile:str, # a section of settings.ini
     for part in [''] if notebook == 'train' else ['chest', notebook]: given |= profile_section(file, profile, part, '')
     return {k: v for k, v in given.items() if k in options(notebook)}
 
+def _profile(notebook, like, settings, typed):
+    "The lines of a profile, if one is named; they and what was typed are checked before any image is read."
+    lines = _read_like(like, notebook, settings) if like else {}
+    _check_options(notebook, lines | typed)
+    return lines
+
 # %% ../nbs/31_cli.ipynb #151ec863
 def _equal_parts(iterations, most):
     return max(n for n in range(1, most + 1) if iterations % n == 0)
@@ -232,11 +242,13 @@ def _check_writable(out):
     if os.access(there, os.W_OK | os.X_OK): return
     raise PermissionError(f"{there} cannot be written to: choose another folder with --out")
 
-def _check_same(out, params):
-    "An error if the folder holds a run with other parameters."
-    there, places = _begun(out) or {}, ('data', 'runs')
-    other = [f'{k}: {v!r} there, {params.get(k)!r} here' for k, v in there.items()
-             if k not in places and v != params.get(k)]
+_FREE = ('data', 'runs', 'num_workers') # may differ from one call to the next
+
+def _check_same(notebook, out, params):
+    "An error if the folder holds a run with other parameters; what it does not name has its default there."
+    if (begun := _begun(out)) is None: return
+    there = {k: begun.get(k, default) for k, (default, _) in options(notebook).items() if k not in _FREE}
+    other = [f'{k}: {v!r} there, {params[k]!r} here' for k, v in there.items() if v != params[k]]
     if other:
         raise ValueError(f"{out} holds a run with other values ({', '.join(other)}): "
                          "give the same ones to go on with it, or choose another folder with --out")
@@ -318,7 +330,7 @@ def _run(notebook, data, out, params, tell=None):
     out, folders = Path(out).absolute(), [str(f.absolute()) for f in data_folders(data).values()]
     params = params | dict(data=';'.join(folders), runs=str(out/'.work'))
     _check_out(out, data)
-    _check_same(out, params)
+    _check_same(notebook, out, params)
     if (out/'run.json').is_file(): print(f'{_short(out)} is finished: see report.html there')
     else: _work(notebook, out, params, tell)
     return out
@@ -414,7 +426,7 @@ def _foretell(cat, params):
     kinds = set(cat.annotation.map(lambda a: a.kind))
     seconds = _estimate(task, params, len(kinds))
     if task.unit == 'pixel' and 'mask' not in kinds: print("no image has a full mask: scores count what is known only")
-    print(f"{len(cat)} images, trained at {params['size']} pixels, {params['iterations']} iterations: "
+    print(f"{len(cat)} images, trained at {_extent(params)} pixels, {params['iterations']} iterations: "
           f"about {_clock(seconds)} on {device_name()}", flush=True)
 
 def _read(folder, unit='pixel', to=None):
@@ -435,10 +447,10 @@ def train(folder:Annotated[str, dict(nargs='+')], # data folder; several are joi
     "Train a segmentation network on whatever annotation there is, and write model, scores and report."
     _check_folders(folder)
     _check_out(Path(out).absolute(), folder)
+    profile = _profile('train', like, settings, given)
     with _place_for_converted(Path(out).absolute()) as to:
         cat = _read(folder, to=to)
-        recommended = recipe('train', cat) | _begin_with(start)
-        params = _settle('train', recommended, _read_like(like, 'train', settings) if like else {}, given)
+        params = _settle('train', recipe('train', cat) | _begin_with(start), profile, given)
         return _run('train', folder, out, params, partial(_foretell, cat))
 
 # %% ../nbs/31_cli.ipynb #b574bc55
@@ -551,8 +563,8 @@ def classify(folder:str, # data folder with image labels: labels.csv and observa
              **given # parameters of classify.ipynb
 ) -> Path: # the run's folder
     "Train a classifier on image labels."
+    profile = _profile('classify', like, settings, given)
     cat = _read(folder, 'image')
-    profile = _read_like(like, 'classify', settings) if like else {}
     params = _settle('classify', recipe('classify', cat), profile, given)
     return _run('classify', folder, out, params, partial(_foretell, cat))
 
@@ -576,10 +588,10 @@ def explain(folder:str, # the data folder of the classifiers
             **given # parameters of explain.ipynb
 ) -> Path: # the run's folder
     "Turn classifiers into pixel labels: what in each image speaks for its findings."
+    profile = _profile('explain', like, settings, given)
     runs = [classifiers] if isinstance(classifiers, (str, Path)) else classifiers
     found = [_finished(r, 'classify') for r in runs]
     own = dict(members=','.join(str(f) for f, _ in found)) | _shared(found[0][1], 'explain')
-    profile = _read_like(like, 'explain', settings) if like else {}
     return _run('explain', folder, out, _settle('explain', recipe('explain') | own, profile, given))
 
 # %% ../nbs/31_cli.ipynb #28cb0d73
@@ -592,10 +604,10 @@ def pretrain(folder:str, # the data folder of the explanations
              **given # parameters of pretrain.ipynb
 ) -> Path: # the run's folder
     "Pre-train a segmentation network on explanations; go on with mlds train --start."
+    profile = _profile('pretrain', like, settings, given)
     labels, explained = _finished(explanations, 'explain')
     source = _model_file(source or explained['members'].split(',')[0]).parent
     own = dict(labels=str(labels), source=str(source), encoder=_spec(source).network['encoder'])
-    profile = _read_like(like, 'pretrain', settings) if like else {}
     recommended = recipe('pretrain') | own | _shared(explained, 'pretrain')
     return _run('pretrain', folder, out, _settle('pretrain', recommended, profile, given))
 
@@ -619,7 +631,8 @@ def _parser(command):
     parser = anno_parser(COMMANDS[command], prog=f'mlds {command}')
     parser.allow_abbrev, parser.error = False, _refuse
     parser.add_argument('--debug', action='store_true', help='show where an error comes from')
-    for action in parser._positionals._group_actions: action.metavar = action.dest.upper()
+    for action in parser._actions:
+        if action.nargs != 0 and not action.choices: action.metavar = action.dest.upper()
     if not _takes_parameters(command): return parser
     usage = parser.format_usage().removeprefix('usage: ').strip()
     parser.usage = usage.replace('[--debug] ', '[--debug] [--PARAMETER VALUE] ')

@@ -740,7 +740,7 @@ def _image_facts(row, task):
     "Size and grey values of an image."
     pixels = read_image(row.image, task.channels)
     height, width = pixels.shape[:2]
-    greys = dict(lowest=pixels.min(), mean=pixels.mean(), highest=pixels.max())
+    greys = dict(lowest=float(pixels.min()), mean=float(pixels.mean()), highest=float(pixels.max()))
     return dict(height=height, width=width, checksum=zlib.crc32(pixels.tobytes()), **greys)
 
 def _any_bit(plane): return int(np.bitwise_or.reduce(plane.numpy(), axis=None))
@@ -881,9 +881,10 @@ def _tables(cat, images):
     sides = cat.groupby('split' if 'split' in cat else lambda _: 'all')
     groups = sides.agg(images=('id', 'size'), groups=('group', 'nunique'))
     spacing = cat['spacing'] if 'spacing' in cat else pd.Series([cat.task.spacing]*len(cat))
+    spacing = spacing.map(lambda s: str(s or 'unknown'))
     labels = _labels_by_class(cat) if cat.task.unit == 'image' else _kinds_by_class(images, cat.task)
     tables = {'images and groups': groups, 'annotations': labels,
-              'spacing, mm (rows, columns)': spacing.map(str).value_counts().to_frame('images')}
+              'spacing, mm (rows, columns)': spacing.value_counts().to_frame('images')}
     if 'height' not in images: return tables
     grey = images[['lowest', 'mean', 'highest']].agg(['min', 'median', 'max']).round(2)
     sizes = images.groupby(['height', 'width']).size().to_frame('images')

@@ -8,7 +8,7 @@ __all__ = ['TEACHERS', 'BATCH_STATISTICS', 'MeanAUROC', 'MixedLearner', 'grey_va
            'evaluate', 'known_rows', 'show_examples', 'mixed_precision', 'device_name']
 
 # %% ../nbs/24_learner.ipynb #e34756ba
-import hashlib, json, math, os, sys, time, warnings
+import hashlib, json, math, os, re, sys, time, warnings
 from contextlib import ExitStack, contextmanager
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -599,12 +599,18 @@ def mask(self:_Output, name, file, masks):
     return write_mask(mask, self.place(f'{name}.png'), self.task.overlapping, like)
 
 # %% ../nbs/24_learner.ipynb #be1f8476
+_UNSAFE = re.compile(r'[/\\:*?"<>|%\x00-\x1f]|^\.+$|[. ]$') # in the name of a folder, on one system or another
+
+def _folder_name(name):
+    "A class's name as that of a folder, another one for each class."
+    return _UNSAFE.sub(lambda m: ''.join(f'%{ord(c):02X}' for c in m[0]), name)
+
 @patch
 def maps(self:_Output, name, file, probs):
     "Write the probabilities of a file, a map for each class."
     like = None if isinstance(file, np.ndarray) else file
     for c, values in zip(self.task.classes, np.stack(probs, 1)):
-        write_map(values, self.place('probabilities', c.replace('/', '_'), f'{name}.tif'), like)
+        write_map(values, self.place('probabilities', _folder_name(c), f'{name}.tif'), like)
 
 # %% ../nbs/24_learner.ipynb #8700b747
 def _shown(pixels):

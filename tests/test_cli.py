@@ -58,7 +58,7 @@ def test_the_list_of_commands(tmp_path):
 def test_help(tmp_path, command):
     "Every option with its meaning; a notebook's parameters with the recommended values."
     said = ' '.join(mlds(tmp_path, command, '--help').stdout.split())
-    assert said.startswith(f'usage: mlds {command} ') and COMMANDS[command].__doc__ in said
+    assert said.startswith(f'usage: mlds {command} ') and COMMANDS[command].__doc__ in said and '(str)' not in said
     for name, (default, meaning) in (options(command) if command in RECIPES else {}).items():
         if f"--{name.replace('_', '-')} {name.upper()} " not in said: continue
         value = RECIPES[command].get(name, default)
@@ -126,6 +126,16 @@ def test_start_and_like(work):
     assert params['start'] == str(work/'run/model.safetensors')
     assert "profile 'shor' is unknown; settings.ini has short" in refused(work, 'train', 'eyes', '--like', 'shor')
 
+def test_parts_of_images_read_by_other_processes(work):
+    "A crop is part of what a run is; how many processes read the images is not."
+    words = ['train', 'eyes', '--out', 'parts', *TINY, '--crop', '32x32']
+    said = mlds(work, *words, '--num-workers', 2).stdout
+    assert 'trained at 32x32 pixels' in said
+    params = record(work/'parts')['params']
+    assert params['crop'] == '32x32' and 'num_workers' not in params and 'crop' not in record(work/'run')['params']
+    assert 'is finished' in mlds(work, *words).stdout
+    assert "crop: '32x32' there, 'none' here" in refused(work, 'train', 'eyes', '--out', 'parts', *TINY)
+
 def test_several_folders_and_a_public_set(tmp_path):
     "An own folder in which one fluid was drawn, and Duke's .mat files: one network, and nothing is written into either."
     duke(tmp_path/'duke', np.random.default_rng(0), subjects=5, scans=4)
@@ -152,6 +162,7 @@ def test_several_folders_and_a_public_set(tmp_path):
     (['train', 'eyes', '--iteration', '4'], 'mlds train does not know --iteration: did you mean --iterations?'),
     (['train', 'eyes', '--headwidth', '4'], 'did you mean --head-width?'),
     (['train', 'eyes', '--lr', '-1'], "'lr' (largest learning rate of the one-cycle schedule) is '-1'; allowed: (0, 1]"),
+    (['train', 'masks2', '--lr', '-1'], "'lr' (largest"), # before anything is read
     (['train', 'eyes', '--kind', 'box'], 'one of none, unlabelled, image labels, boxes'),
     (['train', 'nowhere'], 'nowhere is not a folder'),
     (['train', 'eyes', '--out', 'eyes/run'], 'lies in the data'),

@@ -41,6 +41,17 @@ def pixels(seed=0, slices=None):
     return np.random.default_rng(seed).integers(1, 200, shape).astype(np.uint8)
 
 
+def test_maps_of_classes_with_any_name(tmp_path):
+    "Each in a folder of its own below the output, whatever a class is called."
+    names = ['background', 'a/b', 'a_b', '..', 'a%2Fb', 'fluid (all)', 'Ödem']
+    folder, probs = tmp_path/'out', np.random.rand(1, len(names), *SIZE).astype(np.float32)
+    learner._Output(folder, Task(names), False, True).maps('scan', np.zeros(SIZE), probs)
+    written = sorted(p.relative_to(folder/'probabilities').as_posix() for p in tmp_path.rglob('*.tif'))
+    places = ['background', 'a%2Fb', 'a_b', '%2E%2E', 'a%252Fb', 'fluid (all)', 'Ödem']
+    assert written == sorted(f'{p}/scan.tif' for p in places)
+    for k, place in enumerate(places): assert np.allclose(read_image(folder/f'probabilities/{place}/scan.tif'), probs[0, k])
+
+
 def save_dicom(path, image, patient='Doe^Jane'):
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid

@@ -3,6 +3,7 @@ import re, shutil, subprocess, sys
 from configparser import ConfigParser
 
 import matplotlib, nbformat, papermill, pytest
+import pandas as pd
 
 import mlds.learner
 from conftest import ROOT, call
@@ -42,6 +43,14 @@ def test_a_shared_name_means_the_same():
     for notebook in EXPERIMENTS + DRAWINGS:
         for name, p in schema(notebook).items(): meanings.setdefault(name, {}).setdefault(p.help, []).append(notebook)
     assert {name: m for name, m in meanings.items() if len(m) > 1} == {}
+
+@pytest.mark.parametrize('profile', ['quick', 'evidence'])
+def test_trainings_keep_their_names(profile):
+    "What is committed still belongs to the plan: a parameter that came later stands in `LATER`."
+    made = pd.read_csv(ROOT/f'results/{profile}/runs.csv')
+    plan = make_plan(ROOT/'settings.ini', profile)
+    trained = set(made.run[made.notebook == 'train'])
+    assert len(trained) > 20 and trained <= set(plan['runs'])
 
 PARAMETERS = {
     'unknown': (dict(mask=3), ["unknown parameter 'mask'", "Did you mean 'masks'"]),

@@ -18,9 +18,9 @@ from fastcore.basics import patch
 from ..files import atomic_file, exact_number, lock, read_json, to_json, unlock
 
 # %% ../../nbs/33_runs.ipynb #bba3be5d
-_PLACES = ('runs', 'profile') # parameters that say where a run comes from, not what it is
+_PLACES = ('runs', 'profile', 'num_workers') # parameters that say where and how a run is made, not what it is
 
-LATER = {} # name of a parameter that came later -> its value in the runs before it
+LATER = dict(crop='none') # name of a parameter that came later -> its value in the runs before it
 
 def identity(params:dict # checked parameters of a notebook
 ) -> dict: # those that a run's name depends on

@@ -14,7 +14,7 @@ from mlds.annotations import Boxes, Mask, Unlabelled
 from mlds.catalogue import Catalogue, simulate_budget, split_groups
 from mlds.dataloaders import make_dataloaders
 from mlds.files import read_mask
-from mlds.learner import best_model, evaluate, fit, make_learner, predict, predict_folder, probabilities
+from mlds.learner import _lines, best_model, evaluate, fit, make_learner, predict, predict_folder, probabilities
 from mlds.models import ModelSpec, load_model, make_network, save_model
 from mlds.phantoms.oct import OCT_CLASSES, oct_phantoms
 from mlds.task import Task
@@ -201,6 +201,11 @@ def test_lines_in_a_log(capsys):
     scores = ' '.join(rf'\| {name} \d+\.\d+' for name in ('train_loss', 'valid_loss', 'foreground_iou'))
     pattern = rf'epoch 2/2 {scores} \| \d+:\d\d, 0:00 left'
     assert re.fullmatch(pattern, lines[-1]), lines[-1]
+
+def test_what_is_piped_holds_results_alone(capsys):
+    assert list(_lines('ab', 2, 'predict ', every=0)) == ['a', 'b']
+    said = capsys.readouterr()
+    assert said.out == '' and re.fullmatch(r'predict 1/2, \d+:\d\d left\npredict 2/2, 0:00 left\n', said.err)
 
 
 # The ways out

@@ -231,7 +231,6 @@ def _check_out(out, data):
     for folder in data_folders(data).values():
         if out == folder.absolute() or folder.absolute() in out.parents:
             raise ValueError(f"{out} lies in the data: choose another folder with --out")
-    if out.exists() and not out.is_dir(): raise ValueError(f"{out} is a file: choose another folder with --out")
     if out.is_dir() and any(out.iterdir()) and not any((out/name).exists() for name in _OWN):
         raise ValueError(f"{out} holds other files: choose another folder with --out")
     _check_writable(out)
@@ -239,6 +238,7 @@ def _check_out(out, data):
 def _check_writable(out):
     "An error if nothing can be written to a folder, or where it is to be made."
     there = next(p for p in (out, *out.parents) if p.exists())
+    if not there.is_dir(): raise ValueError(f"{there} is a file: choose another folder with --out")
     if os.access(there, os.W_OK | os.X_OK): return
     raise PermissionError(f"{there} cannot be written to: choose another folder with --out")
 
@@ -510,6 +510,7 @@ def evaluate(runs:Annotated[str, dict(nargs='+')], # runs or model files; severa
     runs = [runs] if isinstance(runs, (str, Path)) else runs
     files = [_model_file(r) for r in runs]
     _check_folders(folder)
+    if out: _check_writable(Path(out).absolute())
     with _place_for_converted() as to:
         scores = _scores(files, _annotated(folder, _spec(files[0]).task, to), flip, tiles)
     _warn_of_training(runs, folder)

@@ -311,13 +311,13 @@ def _clock(seconds): return f'{int(seconds)//60}:{int(seconds)%60:02}'
 
 # %% ../nbs/24_learner.ipynb #5ee08978
 def _lines(items, total, name, every=30.):
-    "Items, and every so many seconds a line that says how far this is."
-    began = last = time.time()
+    "Items, and every so many seconds a line that says how far this is; beside the results where these are piped."
+    began, last, log = time.time(), time.time(), sys.stdout if IN_NOTEBOOK else sys.stderr
     for i, item in enumerate(items, 1):
         yield item
         now = time.time()
         if now - last < every: continue
-        print(f'{name}{i}/{total}, {_clock((now-began)/i*(total-i))} left', flush=True)
+        print(f'{name}{i}/{total}, {_clock((now-began)/i*(total-i))} left', file=log, flush=True)
         last = now
 
 def progress(items:Iterable, # to go through

@@ -183,6 +183,7 @@ def _member_map(maps, recipe):
     early = recipe.smooth_positive and recipe.member_sigma
     return smooth_positive(maps, recipe.member_sigma) if early else maps
 
+# %% ../nbs/27_doll.ipynb #638349aa
 def combined_maps(maps:Sequence[Tensor], # float (P, H, W), one tensor for each member
                   recipe:Recipe=Recipe(), # how
                   guides:Tensor|None=None # float (P, H, W), 0..1, the image of each map; for a recipe with `guided`
@@ -194,6 +195,7 @@ def combined_maps(maps:Sequence[Tensor], # float (P, H, W), one tensor for each 
     if guides is None: raise ValueError(f"guided={recipe.guided} needs the images: pass guides, one for each map")
     return guided_filter(agreed.clamp(min=0), guides.to(agreed), recipe.guided).clamp(min=0)
 
+# %% ../nbs/27_doll.ipynb #79d13d5a
 def label_maps(maps:Sequence[Tensor], # float (P, H, W), one tensor for each member
                recipe:Recipe=Recipe(), # how
                guides:Tensor|None=None # see `combined_maps`
@@ -326,11 +328,13 @@ def _check_pairs(members):
     if odd: raise ValueError(f"member {odd[0]} explains other pairs than member 0: give all the same targets")
     return pairs
 
+# %% ../nbs/27_doll.ipynb #f29d083d
 def mean_gain(members:Sequence[Attribution] # of the same pairs
 ) -> Tensor: # float (P,), logits; NaN where a method has none
     "How far the scores lie above those of the baselines, averaged over the members."
     return torch.stack([torch.full_like(m.delta, torch.nan) if m.gain is None else m.gain for m in members]).mean(0)
 
+# %% ../nbs/27_doll.ipynb #2496a47b
 def explanation_labels(members:Sequence[Attribution], # values (P, H, W) of each member, for the same pairs (P, 2)
                        reading:LabelReading, # of the N images
                        recipe:Recipe=Recipe(), # how
@@ -342,6 +346,7 @@ def explanation_labels(members:Sequence[Attribution], # values (P, H, W) of each
     maps = combined_maps([m.values for m in members], recipe, guides)
     return _labelled(maps, pairs, reading, recipe, mean_gain(members))
 
+# %% ../nbs/27_doll.ipynb #a173258f
 def _labelled(maps, pairs, reading, recipe, gain):
     "Class sets of combined maps, without the pairs that the recipe leaves out."
     parts = interval_maps(maps, recipe.rule, recipe.cutoff, recipe.rim)
@@ -360,6 +365,7 @@ def _explanations(models, images, targets, recipe, attribute, baselines, attribu
     maps = combined_maps([m.values for m in members], recipe, images.to(pairs.device)[pairs[:, 0], 0])
     return maps, pairs, mean_gain(members), torch.stack([m.delta.abs() for m in members]).mean(0)
 
+# %% ../nbs/27_doll.ipynb #f8637527
 def _from_prior(prior, targets):
     "The same for maps that are the same for every image."
     pairs = targets.nonzero()
@@ -382,6 +388,7 @@ class Explained(NamedTuple):
     maps:Tensor # float (P, H, W), what was cut, on the CPU
     notes:pd.DataFrame # a row for each of P pairs: image, observation, probability, gain, delta, shown
 
+# %% ../nbs/27_doll.ipynb #0a0ed1b3
 def explain_batch(models:Sequence[Callable], # images (B, 1, H, W), 0..1 -> logits (B, K)
                   images:Tensor, # float (B, 1, H, W), 0..1
                   reading:LabelReading, # of the images
@@ -502,12 +509,14 @@ def _image_iou(pred, truth, both):
     if not truth.any() or both and not pred.any(): return math.nan
     return (pred & truth).sum() / (pred | truth).sum()
 
+# %% ../nbs/27_doll.ipynb #78c1b857
 def _hit(heat, truth):
     "1 if the largest value of a map of any size lies in the mask, else 0; NaN without a mask."
     if not truth.any(): return math.nan
     large = F.interpolate(torch.as_tensor(heat).float()[None, None], size=truth.shape, mode='bilinear')[0, 0]
     return float(truth[np.unravel_index(large.argmax().item(), truth.shape)])
 
+# %% ../nbs/27_doll.ipynb #fd0ef822
 def _protocol_table(truth, score, name, n):
     "A score (image, observation, mask) -> float as a table of means."
     observations = sorted({o for masks in truth.values() for o in masks})
@@ -528,6 +537,7 @@ def chexlocalize_iou(truth:Mapping, # image -> observation -> bool (H, W), from 
         raise ValueError(f"{i}, {o}: the label has {label.shape} pixels, the mask {mask.shape}")
     return _protocol_table(truth, score, 'mIoU', n)
 
+# %% ../nbs/27_doll.ipynb #c3d665c3
 def chexlocalize_hits(truth:Mapping, # image -> observation -> bool (H, W)
                       folder:str|Path, # with a map in IMAGE_OBSERVATION_map.npz for each, under the name `map`
                       n:int=1000 # bootstrap draws of patients

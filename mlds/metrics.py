@@ -98,6 +98,7 @@ def foreground_iou(
     "Mean IoU over the foreground classes."
     return _with_mean(iou(counts), first)[..., -1]
 
+# %% ../nbs/20_metrics.ipynb #50a093b7
 def foreground_dice(
     counts:Tensor, # (...,C,3)
     first:int=1, # first class that counts; 0 where background was left out already
@@ -218,6 +219,7 @@ def _mean_where(values, weights):
     there = ~values.isnan()
     return weights@values.nan_to_num() / (weights@there.double())
 
+# %% ../nbs/20_metrics.ipynb #5b31cc96
 def mean_table(
     values:Tensor, # float64 (N,C), a score of each image and class; NaN where there is none
     task:Task, # names the classes
@@ -416,6 +418,7 @@ class ForegroundIoU(_ForegroundScore):
     @property
     def value(self): return foreground_iou(self.counts).item()
 
+# %% ../nbs/20_metrics.ipynb #27af493f
 class ForegroundDice(_ForegroundScore):
     "Mean Dice over the foreground classes, accumulated over the validation set."
     name = 'foreground_dice'

@@ -25,6 +25,7 @@ def _measure(path, calls, device):
     if torch.device(device).type == 'cuda': torch.cuda.synchronize(device)
     return (time.perf_counter() - wall)/calls, (time.process_time() - cpu)/calls
 
+# %% ../../nbs/41_speed.ipynb #83fc84c4
 def _enough_calls(path, least, device):
     "How many calls last so many seconds."
     calls = 1
@@ -59,6 +60,7 @@ def time_ratio(times:pd.DataFrame, # from `time_in_turns`
     ratio = wide[path]/wide[by]
     return ratio.median(), ratio.min(), ratio.max()
 
+# %% ../../nbs/41_speed.ipynb #13248f6b
 def ratio_text(ratio:tuple[float, float, float] # from `time_ratio`
 ) -> str: # e.g. '1.52 [1.48, 1.60]'; blank for NaN
     "A ratio with its range."
@@ -70,6 +72,7 @@ def _held(events):
     memory = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == '[memory]')
     return int(max(np.cumsum([n for _, n in memory]), default=0))
 
+# %% ../../nbs/41_speed.ipynb #db902165
 def peak_memory(path:Callable, # without arguments
                 device:str='cpu' # where its tensors are
 ) -> int: # bytes
@@ -87,6 +90,7 @@ def peak_memory(path:Callable, # without arguments
 def _milliseconds(values):
     return f'{1000*values.median():.3g}' if len(values) else 'none'
 
+# %% ../../nbs/41_speed.ipynb #e3d56534
 def _summary(row, part, clock):
     spent = {path: _milliseconds(part[part.path == path][clock]) for path in ('ours', 'peer', 'bound')}
     held = part.groupby('path').memory.first()/2**20
@@ -95,6 +99,7 @@ def _summary(row, part, clock):
             'peer by ours': ratio_text(time_ratio(part, 'peer', 'ours', clock)),
             'ours by bound': ratio_text(time_ratio(part, 'ours', 'bound', clock)), 'MB, ours / peer': memory}
 
+# %% ../../nbs/41_speed.ipynb #fe1218ac
 def speed_table(times:pd.DataFrame, # row, shape, path (ours, peer, bound), repeat, wall, cpu, memory (bytes or NaN)
                 clock:str='wall' # or 'cpu'
 ) -> pd.DataFrame: # a line for each row, as text
@@ -116,6 +121,7 @@ def _draw_ratios(ax, times, rows, path, by, clock):
     ax.xaxis.set_minor_formatter(lambda x, _: f'{x:g}' if x in (.5, 2, 3, 5, 20) else '')
     ax.grid(axis='x', which='both', color='.93')
 
+# %% ../../nbs/41_speed.ipynb #bd385168
 def speed_figure(times:pd.DataFrame, # as for `speed_table`
                  clock:str='wall' # or 'cpu'
 ) -> Figure: # dots: medians; lines: from the smallest to the largest round

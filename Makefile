@@ -3,6 +3,7 @@
 # make test        every notebook and test
 # make redraw      tables and figures from the committed results, nothing is trained
 # make compare     this machine's results against the committed ones
+# make status      what is stale of a profile's committed results, and because of which input
 # make docs        the notebooks as a site, _docs/index.html
 # make lab         the notebooks in JupyterLab
 PROFILE ?= quick
@@ -22,10 +23,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONWARNINGS ?= ignore
 SNAKEMAKE = snakemake --nolock --rerun-incomplete --rerun-triggers mtime --quiet all --cores $(CORES) $(FLAGS)
 
-.PHONY: help install reproduce redraw results compare test docs lab lock readme numbers bundle clean
+.PHONY: help install reproduce redraw results compare test docs lab lock readme numbers status bundle release clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -7
+	@sed -n 's/^# //p' Makefile | head -8
 
 install: .venv/.installed
 
@@ -52,6 +53,11 @@ results: install
 # Holds this machine's results against the committed ones, cell by cell.
 compare: install
 	@mlds-plan compare $(PROFILE) "$(DATA)" "$(RUNS)" results
+
+# Committed runs that are of an earlier plan, tables that were drawn before runs came, notebooks with old numbers.
+status: install
+	@mlds-plan stale $(PROFILE) "$(DATA)" results "$(FIGURES)"
+	@python .ci/readme.py $(README) stale
 
 # The experiments' notebooks need runs, so tests/test_experiments.py runs them. Two workers of one thread each; a file
 # of tests stays with one worker, so that what its tests share is made once.
@@ -87,6 +93,10 @@ numbers: install
 # the machine has; FOR=3.12 packs for another Python.
 bundle: install
 	@python .ci/bundle.py dist/mlds.tar --without $(WITHOUT) $(if $(FOR),--python $(FOR))
+
+# Both archives in dist/, checked; the wheel runs the README's ten lines in an empty folder.
+release: install
+	@python .ci/release.py dist
 
 clean:
 	rm -rf runs .snakemake

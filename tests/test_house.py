@@ -3,11 +3,12 @@ import ast, re, statistics, sys, zipfile
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
-import nbformat, pytest, yaml
+import nbformat, pandas as pd, pytest, yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+import mlds
 from conftest import ROOT, call, git_files, make
 from mlds.study.numbers import number_functions, stale_notebooks
 
@@ -143,6 +144,37 @@ def test_chapters_import_earlier_ones_only():
 def test_the_library_knows_nothing_of_the_study():
     library = [m for n in CHAPTERS if (m := module_of(n)) and not m.startswith('study.')]
     assert not [(m, i) for m in library for i in imported(m) if i.startswith('study')]
+
+def test_rooms_are_those_of_contributing():
+    "Every module stands in one room of the table, and imports nothing from a later one."
+    table = re.search(r'^\| rooms .*?\n\n', (ROOT/'CONTRIBUTING.md').read_text(), flags=re.S | re.M)[0]
+    rooms = [re.findall(r'`(?:mlds\.)?(\w+)`', line.split('|')[2]) for line in table.split('\n')[2:-2]]
+    room = {name: k for k, names in enumerate(rooms) for name in names}
+    modules = [m for n in CHAPTERS if (m := module_of(n))]
+    assert {m.split('.')[0] for m in modules} == set(room) and len(room) == sum(map(len, rooms))
+    of = {m: room[m.split('.')[0]] for m in modules}
+    assert not [(m, i) for m in modules for i in imported(m) if of[i] > of[m]]
+
+def test_one_version_everywhere():
+    citation, changelog = yaml.safe_load((ROOT/'CITATION.cff').read_text()), (ROOT/'CHANGELOG.md').read_text()
+    assert citation['version'] == mlds.__version__ == re.search(r'^## (\S+)', changelog, flags=re.M)[1]
+
+def test_sizes_in_reproducibility_are_those_of_the_runs():
+    lines = [[w.strip() for w in l.split('|')[1:-1]] for l in (ROOT/'REPRODUCIBILITY.md').read_text().splitlines()]
+    sizes = {l[0]: l[1:] for l in lines if len(l) == 6 and (ROOT/'results'/l[0]/'runs.csv').exists()}
+    assert sizes.keys() == {'quick', 'evidence'}
+    for profile, numbers in sizes.items():
+        runs = pd.read_csv(ROOT/'results'/profile/'runs.csv', low_memory=False)
+        runs = runs[runs.notebook == 'train']
+        found = [runs.seed.nunique(), *(runs[c].mode()[0] for c in ('volumes', 'metric.groups', 'iterations', 'size'))]
+        assert [n if 'x' in n else float(n) for n in numbers] == found
+
+def test_what_is_stale_is_counted(checkout):
+    "Each committed run is either planned or left over, with a reason."
+    said = make('status', 'PROFILE=quick', cwd=checkout)
+    there = int(re.match(r'quick: (\d+) of \d+ planned runs', said)[1])
+    left = re.findall(r'^  (\d+) more there .*; changed since: \S.*$', said, flags=re.M)
+    assert there + sum(map(int, left)) == len(pd.read_csv(ROOT/'results/quick/runs.csv', low_memory=False))
 
 def test_chapters_are_numbered_without_gaps():
     assert [int(n.name[:2]) for n in CHAPTERS] == list(range(len(CHAPTERS)))

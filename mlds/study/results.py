@@ -383,7 +383,8 @@ def _drawn_before(made, results, table):
     own = results.cells[results.cells.table == table].run
     came = set(own) & set(results.runs.run) - set(made['runs']) if table.startswith('table') else ()
     again = sorted(there.commit.astype(str).unique()) != made['commit']
-    found = {'runs are gone': len(set(made['runs'])) - len(there), 'runs came': len(came), 'runs were done again': again}
+    gone = len(set(made['runs'])) - len(there)
+    found = {'runs are gone': gone, 'runs came': len(came), 'runs were done again': again}
     return ', '.join(f'{n:d} {what}' if n is not True else what for what, n in found.items() if n)
 
 def stale_drawings(results:Results, # the committed ones
@@ -391,7 +392,8 @@ def stale_drawings(results:Results, # the committed ones
 ) -> dict[str, str]: # table or figure -> what has changed since
     "Tables and figures that are not those of the results."
     files = {name: Path(folder)/f'{name}.json' for name in results.drawable()}
-    why = {name: _drawn_before(read_json(f), results, name) if f.exists() else 'never drawn' for name, f in files.items()}
+    drawn = {name: _drawn_before(read_json(f), results, name) for name, f in files.items() if f.exists()}
+    why = {name: drawn.get(name, 'never drawn') for name in files}
     return {name: text for name, text in why.items() if text}
 
 # %% ../../nbs/37_results.ipynb #f36a128b

@@ -2016,6 +2016,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'mlds.widgets.AnnotationExplorer.listen': ('widgets.html#annotationexplorer.listen', 'mlds/widgets.py'),
                               'mlds.widgets.AnnotationExplorer.mark': ('widgets.html#annotationexplorer.mark', 'mlds/widgets.py'),
                               'mlds.widgets.AnnotationExplorer.on_mouse': ('widgets.html#annotationexplorer.on_mouse', 'mlds/widgets.py'),
+                              'mlds.widgets.AnnotationExplorer.pixel_under': ( 'widgets.html#annotationexplorer.pixel_under',
+                                                                               'mlds/widgets.py'),
                               'mlds.widgets.AnnotationExplorer.redraw': ('widgets.html#annotationexplorer.redraw', 'mlds/widgets.py'),
                               'mlds.widgets.AnnotationExplorer.spanned': ('widgets.html#annotationexplorer.spanned', 'mlds/widgets.py'),
                               'mlds.widgets.AnnotationExplorer.take_back': ('widgets.html#annotationexplorer.take_back', 'mlds/widgets.py'),

@@ -120,6 +120,7 @@ class AnnotationExplorer(_Still, VBox):
         self.kind, self.structure, self.undo = _controls(self.classes)
         if self.marks: self.structure.value = self.marks[0][0]
         self.canvas, self.view, self.note = Image(format='png'), Image(format='png'), HTML()
+        self.canvas.height, self.canvas.width = (str(n*self.zoom) for n in image.shape[-2:])
         pictures = HBox([self.canvas, self.view], layout=Layout(flex_flow='row wrap', align_items='center'))
         super().__init__([self.kind, HBox([self.structure, self.undo, self.note]), pictures])
         self.listen()
@@ -170,11 +171,18 @@ def mark(self:AnnotationExplorer, start:tuple[int, int], end:tuple[int, int]):
 
 # %% ../nbs/29_widgets.ipynb #2ac0955d
 @patch
+def pixel_under(self:AnnotationExplorer, event:dict):
+    "Where the mouse is, (x, y); dataX would be 0 while a canvas that was just drawn is loaded."
+    height, width = self.image.shape[-2:]
+    x, y = event['relativeX']*width, event['relativeY']*height
+    return int(x//event['boundingRectWidth']), int(y//event['boundingRectHeight'])
+
+@patch
 def on_mouse(self:AnnotationExplorer,
-             event:dict # of ipyevents: type, and dataX and dataY in pixels of the canvas
+             event:dict # of ipyevents: type, relativeX and relativeY on the canvas, and the canvas's size
 ):
     "A button that goes down begins a mark, one that comes up ends it."
-    here = int(event['dataX']//self.zoom), int(event['dataY']//self.zoom)
+    here = self.pixel_under(event)
     if event['type'] == 'mousedown': self._start = here
     elif self._start is None: return
     elif event['type'] == 'mousemove': self.draw_canvas(self.spanned(self._start, here))

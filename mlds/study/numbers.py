@@ -53,7 +53,8 @@ def _picks(table, chosen):
         return cell_text(chosen(name, dict(row=row, column=column, **where)).value.to_numpy())
     def difference(name, row, other, column='', **where):
         rows = chosen(name, dict(column=column, **where))
-        both = rows[rows.row.isin([row, other])].groupby('seed').filter(lambda seed: seed.row.nunique() == 2) # run in both
+        two = rows[rows.row.isin([row, other])]
+        both = two.groupby('seed').filter(lambda s: s.row.nunique() == 2) # of the others a seed may not have run yet
         found = paired_differences(both, other).set_index('row').loc[row]
         return interval_text(found.difference, found.low, found.high)
     def number(name, value, digits=3, **where):

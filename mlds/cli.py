@@ -7,7 +7,7 @@ __all__ = ['RECIPES', 'COMMANDS', 'notebook_file', 'options', 'recipe', 'read_in
            'train', 'predict', 'evaluate', 'export', 'classify', 'explain', 'pretrain', 'main']
 
 # %% ../nbs/31_cli.ipynb #80eeb0dc
-import argparse, ast, difflib, json, os, re, shutil, sys, tempfile, time, traceback, warnings
+import argparse, ast, difflib, json, logging, os, re, shutil, signal, sys, tempfile, time, traceback, warnings
 from configparser import ConfigParser, Error as ParsingError
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from inspect import signature
 from itertools import product
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Annotated
 
 from fastcore.script import anno_parser
@@ -267,6 +268,32 @@ def _plain_environment():
     try: yield
     finally: os.environ.update(kept)
 
+# %% ../nbs/31_cli.ipynb #db86e27c
+def _began():
+    import psutil # comes with ipykernel
+    return set(psutil.Process().children(recursive=True))
+
+@contextmanager
+def _stoppable():
+    "Ctrl-C ends what was started in the block, and then the block with `KeyboardInterrupt`."
+    if current_thread() is not main_thread(): # signals reach the main thread alone
+        yield
+        return
+    others, stopped = _began(), []
+    def stop(*_):
+        logging.disable(logging.CRITICAL) # that a kernel died is no news now
+        stopped.extend(_began() - others)
+        for process in stopped: process.kill()
+        if not stopped: raise KeyboardInterrupt
+    before = signal.signal(signal.SIGINT, stop)
+    try: yield
+    except Exception as e: raise (KeyboardInterrupt if stopped else e)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        logging.disable(logging.NOTSET)
+    if stopped: raise KeyboardInterrupt
+
+# %% ../nbs/31_cli.ipynb #f8a12c53
 def _execute(notebook, params, to):
     "Execute a notebook, and print what it prints."
     import papermill
@@ -277,7 +304,8 @@ def _execute(notebook, params, to):
     file, silent = str(notebook_file(notebook)), ['--log-level=50'] # the kernel says what its end was
     how = dict(kernel_name='python3', config=quiet, progress_bar=False, extra_arguments=silent)
     try:
-        with _plain_environment(): papermill.execute_notebook(file, str(to), params, stdout_file=sys.stdout, **how)
+        with _plain_environment(), _stoppable():
+            papermill.execute_notebook(file, str(to), params, stdout_file=sys.stdout, **how)
     except PapermillExecutionError as e: raise RuntimeError(f'{e.evalue}') from e
 
 # %% ../nbs/31_cli.ipynb #57acc049

@@ -363,10 +363,10 @@ def gallery(images:np.ndarray, # (N, H, W) grey
     fig, axs = _grid(len(images), 1 + len(maps) + len(outlines), _aspect(images))
     for line, image, name in zip(axs, images, names):
         for ax in line: ax.imshow(image, cmap='gray')
-        line[0].set_ylabel(name, fontsize=9)
+        line[0].set_ylabel(name, fontsize=9, rotation=0, ha='right', va='center')
     for column, values in zip(axs.T[1:], maps.values()): _each(_heat, column, values)
     for column, areas in zip(axs.T[1+len(maps):], outlines.values()): _each(_outline, column, areas)
-    _set_titles(axs[0], ['image', *maps, *outlines])
+    _set_titles(axs[0], [t.replace('_', '_\n') for t in ('image', *maps, *outlines)])
     if maps: _heat_bar(fig, axs)
     return fig
 

@@ -100,6 +100,10 @@ def _on_gpu():
     import torch
     return torch.cuda.is_available()
 
+def _of_each(bs, kinds):
+    "Images of each kind in a batch: fewer where there are more than four kinds."
+    return max(1, min(bs, 4*bs//kinds))
+
 def recipe(notebook:str, # train, classify, explain or pretrain
            cat=None # a catalogue, whose images tell size and channels
 ) -> dict: # values for the notebook
@@ -107,6 +111,7 @@ def recipe(notebook:str, # train, classify, explain or pretrain
     from mlds.files import image_size
     values = RECIPES[notebook] | (_ON_GPU[notebook] if _on_gpu() else {})
     if cat is None: return values
+    values['bs'] = _of_each(values['bs'], cat.annotation.map(lambda a: a.kind).nunique())
     images = _sample(cat)
     H, W = _training_size([tuple(image_size(i)) for i in images], 256 if _on_gpu() else 128)
     colour = dict(channels=_channels(images[0])) if 'channels' in options(notebook) else {}
@@ -295,7 +300,7 @@ def _stoppable():
 
 # %% ../nbs/31_cli.ipynb #f8a12c53
 def _execute(notebook, params, to):
-    "Execute a notebook, and print what it prints."
+    "Execute a notebook; what it prints is progress, and goes to stderr."
     import papermill
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
@@ -305,7 +310,7 @@ def _execute(notebook, params, to):
     how = dict(kernel_name='python3', config=quiet, progress_bar=False, extra_arguments=silent)
     try:
         with _plain_environment(), _stoppable():
-            papermill.execute_notebook(file, str(to), params, stdout_file=sys.stdout, **how)
+            papermill.execute_notebook(file, str(to), params, stdout_file=sys.stderr, **how)
     except PapermillExecutionError as e: raise RuntimeError(f'{e.evalue}') from e
 
 # %% ../nbs/31_cli.ipynb #57acc049
@@ -373,15 +378,27 @@ def _work(notebook, out, params, tell):
         print(f"mean IoU {score:.2f}: hardly anything was found; look at report.html, train longer, or annotate more")
 
 # %% ../nbs/31_cli.ipynb #61aad34a
+_EXAMPLES = 'eyes', 'findings', 'anatomy', 'infection'
+_COMMON = 'Lung Opacity', 'Edema', 'Pleural Effusion', 'Support Devices' # findings that few images show and lack
+
+def _save_chests(folder, of, n, size, seed):
+    "Chest phantoms; of findings, those that are asked for are the common ones."
+    from mlds.phantoms.chest import save_chest_phantoms
+    new = not Path(folder).exists()
+    save_chest_phantoms(folder, of, n, size, seed)
+    if new and of == 'findings': (Path(folder)/'observations.txt').write_text('\n'.join(_COMMON) + '\n')
+
 def example(folder:str, # folder to write
-            volumes:int=8, # groups of images; the first is for testing, the second for validation
-            scans:int=6, # images of each group
+            of:Annotated[str, dict(choices=_EXAMPLES)]='eyes', # eyes; or chests, with labels of findings or masks
+            volumes:int=8, # groups of images; of eyes the first is for testing, the second for validation
+            scans:int=6, # images of each group; as many chests in all
             size:int=96, # side of the images, pixels
             seed:int=0 # of the phantoms
 ) -> Path: # the folder
-    "Write a small data set with every kind of annotation, to look at and to try the other commands on."
+    "Write a small data set, to look at and to try the other commands on."
     from mlds.folders import save_example
-    save_example(folder, volumes, scans, size, seed)
+    if of == 'eyes': save_example(folder, volumes, scans, size, seed)
+    else: _save_chests(folder, of, volumes*scans, size, seed)
     print(f"{folder}: {_names(Path(folder))}")
     return Path(folder)
 
@@ -406,15 +423,14 @@ def _folder_channels(data):
 
 def check(folder:Annotated[str, dict(nargs='+')], # data folder, or several that will be trained on together
           sheet:str='check.png', # picture of images with what is annotated, written if there are no problems
-          unit:Annotated[str, dict(choices=['pixel', 'image'])]='pixel', # what is annotated: pixels, or whole images
-          coordinates:Annotated[str, dict(choices=['pixels', 'relative'])]='pixels' # of boxes and points
+          unit:Annotated[str, dict(choices=['pixel', 'image'])]='pixel' # what is annotated: pixels, or whole images
 ) -> int: # 1 if there are problems, else 0
     "List every problem of a data folder with file, row and remedy, and what is in it."
     from mlds.folders import contact_sheet
     from mlds.sources.chest import check_data
     _check_folders(folder)
     with _place_for_converted() as to:
-        report = check_data(folder, unit, _folder_channels(folder), coordinates, to)
+        report = check_data(folder, unit, _folder_channels(folder), to=to)
         print(report)
         if report.problems: return 1
         contact_sheet(report.catalogue, sheet)
@@ -453,9 +469,11 @@ def _foretell(cat, params):
     task = replace(task_of(cat), channels=params.get('channels', 1))
     kinds = set(cat.annotation.map(lambda a: a.kind))
     seconds = _estimate(task, params, len(kinds))
-    if task.unit == 'pixel' and 'mask' not in kinds: print("no image has a full mask: scores count what is known only")
-    print(f"{len(cat)} images, trained at {_extent(params)} pixels, {params['iterations']} iterations: "
-          f"about {_clock(seconds)} on {device_name()}", flush=True)
+    few = ["no image has a full mask: scores count what is known only"]
+    said = few if task.unit == 'pixel' and 'mask' not in kinds else []
+    said.append(f"{len(cat)} images, trained at {_extent(params)} pixels, {params['iterations']} iterations: "
+                f"about {_clock(seconds)} on {device_name()}")
+    print(*said, sep='\n', file=sys.stderr)
 
 def _read(folder, unit='pixel', to=None):
     "The catalogue of a folder, or of several; its images are checked by the notebook."
@@ -506,7 +524,7 @@ def predict(runs:Annotated[str, dict(nargs='+')], # runs or model files; several
         given = _images_of(images, _spec(models[0]).task, to)
         table = predict_folder(models, given, out, flip=flip, bar=sys.stdout.isatty(), overlay=overlay,
                                probabilities=probabilities, tiles=tiles)
-    print(f"{out}: {len(table)} masks, predictions.csv")
+    print(f"{out}: {f'{len(table)} masks, ' if 'file' in table else ''}predictions.csv")
     return table
 
 # %% ../nbs/31_cli.ipynb #66ebf0f2
@@ -578,6 +596,7 @@ def export(run:str, # run or model file
     if not onnx: raise ValueError("which format? The one there is: --onnx")
     file = _model_file(run)
     to, model = Path(out or file.with_suffix('.onnx')), load_model(file)
+    _check_writable(to.absolute().parent)
     task = model.spec.task
     checked = list(unlabelled_rows(images, task).image) if images else _own_images(run, task.channels)
     difference = export_onnx(model, to, checked)

@@ -11,7 +11,6 @@ from PIL import Image
 
 from conftest import ROOT, call
 from mlds.cli import COMMANDS, RECIPES, options
-from mlds.phantoms.chest import save_chest_phantoms
 from mlds.phantoms.oct import save_phantoms
 from test_sources import duke
 
@@ -46,7 +45,8 @@ def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp('cli')
     mlds(folder, 'example', 'eyes', '--volumes', 6, '--size', 48)
     done = mlds(folder, 'train', 'eyes', '--out', 'run', *TINY)
-    (folder/'said.txt').write_text(done.stdout)
+    (folder/'said.txt').write_text(done.stderr)
+    assert re.fullmatch('run: .*model.safetensors.*\n', done.stdout)
     return folder
 
 
@@ -131,30 +131,35 @@ def test_start_and_like(work):
 def test_parts_of_images_read_by_other_processes(work):
     "A crop is part of what a run is; how many processes read the images is not."
     words = ['train', 'eyes', '--out', 'parts', *TINY, '--crop', '32x32']
-    said = mlds(work, *words, '--num-workers', 2).stdout
+    said = mlds(work, *words, '--num-workers', 2).stderr
     assert 'trained at 32x32 pixels' in said
     params = record(work/'parts')['params']
     assert params['crop'] == '32x32' and 'num_workers' not in params and 'crop' not in record(work/'run')['params']
     assert 'is finished' in mlds(work, *words).stdout
     assert "crop: '32x32' there, 'none' here" in refused(work, 'train', 'eyes', '--out', 'parts', *TINY)
 
+def one_fluid(folder, name, c):
+    "Eyes in which one fluid was drawn."
+    save_phantoms(folder, 3, 2, (32, 48), seed=c)
+    for file in (folder/'masks').iterdir(): Image.fromarray(np.uint8(np.array(Image.open(file)) == c)).save(file)
+    (folder/'classes.txt').write_text(f'background\n{name}\n')
+
 def test_several_folders_and_a_public_set(tmp_path):
-    "An own folder in which one fluid was drawn, and Duke's .mat files: one network, and nothing is written into either."
+    "Two folders in which a fluid each was drawn, and Duke's .mat files: one network, and nothing is written into any."
     duke(tmp_path/'duke', np.random.default_rng(0), subjects=5, scans=4)
-    own = save_phantoms(tmp_path/'own', 4, 2, (32, 48))
-    for file in (own/'masks').iterdir(): Image.fromarray(np.uint8(np.array(Image.open(file)) == 3)).save(file)
-    (own/'classes.txt').write_text('background\nPED\n')
-    before = {f for folder in ('own', 'duke') for f in (tmp_path/folder).rglob('*')}
-    said = mlds(tmp_path, 'check', 'own', 'duke').stdout
-    assert 'own and duke: 18 images, 0 problems' in said and 'partial mask' in said
-    assert '18 images, trained' in mlds(tmp_path, 'train', 'own', 'duke', *TINY).stdout
-    assert record(tmp_path/'run')['params']['data'] == 'own;duke' and set(record(tmp_path/'run')['manifest']) == {'own', 'duke'}
-    assert len(pd.read_csv(tmp_path/'run/per_image.csv')['class'].unique()) == 3
-    done = mlds(tmp_path, 'evaluate', 'run', 'duke') # which shows one of the model's two classes
+    folders = 'own', 'other', 'duke'
+    for folder, fluid, c in (('own', 'PED', 3), ('other', 'SRF', 2)): one_fluid(tmp_path/folder, fluid, c)
+    before = {f for folder in folders for f in (tmp_path/folder).rglob('*')}
+    said = mlds(tmp_path, 'check', *folders).stdout
+    assert 'own and other and duke: 22 images, 0 problems' in said and 'partial mask' in said
+    assert '22 images, trained' in mlds(tmp_path, 'train', *folders, *TINY).stderr
+    assert record(tmp_path/'run')['params']['data'] == ';'.join(folders) and set(record(tmp_path/'run')['manifest']) == {*folders}
+    assert len(pd.read_csv(tmp_path/'run/per_image.csv')['class'].unique()) == 4
+    done = mlds(tmp_path, 'evaluate', 'run', 'duke') # which shows one of the model's three classes
     assert 'fluid' in done.stdout and 'was trained on images of duke' in done.stderr
     mlds(tmp_path, 'predict', 'run', 'duke')
-    assert len(pd.read_csv(tmp_path/'predictions/predictions.csv')) == 10
-    assert {f for folder in ('own', 'duke') for f in (tmp_path/folder).rglob('*')} == before
+    assert {'PED', 'SRF', 'fluid'} < set(pd.read_csv(tmp_path/'predictions/predictions.csv'))
+    assert {f for folder in folders for f in (tmp_path/folder).rglob('*')} == before
     assert 'two data folders are called own' in refused(tmp_path, 'train', 'own', 'own')
     assert 'lies in the data' in refused(tmp_path, 'train', 'own', 'duke', '--out', 'duke/run')
 
@@ -226,14 +231,13 @@ def test_ctrl_c(work):
     process, kernels = begun(work, 'stopped')
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and said == 'stopped; the same command goes on\n'
+    assert process.returncode == 130 and said.endswith('\nstopped; the same command goes on\n')
     assert not psutil.wait_procs(kernels, timeout=20)[1]
     go_on(work, 'stopped')
 
 def test_paper_2(tmp_path):
     "From image labels to weights that a training starts from; a step reads from the one before what it must know."
-    chests = save_chest_phantoms(tmp_path/'chests', 'findings', 24, 64)
-    (chests/'observations.txt').write_text('Pleural Effusion\nSupport Devices\n') # both sides of them occur
+    mlds(tmp_path, 'example', 'chests', '--of', 'findings', '--volumes', 4, '--size', 64)
     for k in (0, 1):
         mlds(tmp_path, 'classify', 'chests', '--out', f'c{k}', '--arch', 'test_resnet', '--seed', k, *FEW)
     mlds(tmp_path, 'explain', 'chests', 'c0', 'c1', '--out', 'e', '--steps', 2)
@@ -241,7 +245,7 @@ def test_paper_2(tmp_path):
     assert record(tmp_path/'e')['params']['members'] == f'{tmp_path}/c0,{tmp_path}/c1'
     assert record(tmp_path/'p')['params']['source'] == f'{tmp_path}/c0' and (tmp_path/'p/report.html').exists()
     assert 'mean' in mlds(tmp_path, 'evaluate', 'c0', 'chests').stdout
-    save_chest_phantoms(tmp_path/'masked', 'anatomy', 12, 64)
+    mlds(tmp_path, 'example', 'masked', '--of', 'anatomy', '--volumes', 2, '--size', 64)
     mlds(tmp_path, 'train', 'masked', '--start', 'p', '--out', 'tuned', *FEW)
     assert record(tmp_path/'tuned')['params']['encoder'] == 'test_resnet'
 

@@ -2,6 +2,7 @@
 
 A format's case writes a small file and says which values must be read from it."""
 import gzip
+import re
 import struct
 import zlib
 
@@ -11,8 +12,11 @@ import SimpleITK as sitk
 import tifffile
 from PIL import Image
 
+from conftest import ROOT
 from mlds.files import (IMAGE_SUFFIXES, find_image, image_size, image_slices, image_spacing, image_stem, read_image,
                         read_mask, write_mask)
+from mlds.sources.chest import _SIGNS
+from mlds.sources.tools import _READERS
 
 RNG = np.random.default_rng(0)
 BYTES = RNG.integers(0, 256, (20, 30), dtype=np.uint8)
@@ -496,3 +500,13 @@ def test_without_simpleitk(tmp_path, monkeypatch):
     file = volume_file(tmp_path/'a.nii', values('int16', (5, 20, 30)))
     monkeypatch.setitem(__import__('sys').modules, 'SimpleITK', None)
     with pytest.raises(ImportError, match=r'a.nii .*pip install mlds\[formats\]'): read_image(file, slice=1)
+
+
+def test_the_page_on_formats_names_them_all():
+    "Every suffix, tool and data set, each with a test that there is."
+    page = (ROOT/'nbs/howto/formats.ipynb').read_text()
+    wanted = [f'`{s}`' for s in IMAGE_SUFFIXES] + [f'`{read.__name__}`' for read in _SIGNS.values()]
+    assert not [word for word in wanted if word not in page]
+    assert not [tool for tool in _READERS if f'{tool} |' not in page.lower().replace('label studio', 'labelstudio')]
+    tests = re.findall(r'(test_\w+\.py)::(\w+)', page)
+    assert len(tests) > 20 and not [t for f, t in tests if f'def {t}(' not in (ROOT/'tests'/f).read_text()]

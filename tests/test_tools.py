@@ -14,6 +14,7 @@ from PIL import Image
 
 from mlds.annotations import Boxes, ImageLabels, Mask, PartialMask, Points, _innermost, _structures, boxes_of
 from mlds.classsets import MAX_CLASSES, TIGHT, class_sets, from_labels
+from mlds.folders import check_folder, read_folder
 from mlds.sources.tools import Shapes, _coco_counts, _polygon, read_annotations
 from test_annotations import assert_contains, random_labels
 
@@ -116,7 +117,7 @@ def via_csv(content, file):
 
 def slicer(labels, file, layered):
     sitk = pytest.importorskip('SimpleITK')
-    layers = np.stack([labels == 1, labels == 2], -1).astype(np.uint8)[None] if layered else labels[None]
+    layers = np.stack([labels == 1, labels == 2], -1)[None] if layered else labels.reshape(-1, *labels.shape[-2:])
     image = sitk.GetImageFromArray(layers.astype(np.uint8), isVector=layered)
     for c in (1, 2):
         said = {'Name': NAMES[c], 'Layer': str((c-1)*layered), 'LabelValue': str(1 if layered else c)}
@@ -332,3 +333,33 @@ def test_nothing_is_written(tmp_path):
     before = sorted(tmp_path.rglob('*'))
     assert list(read_annotations(tmp_path, NAMES, images=tmp_path/'images')) == ['a']
     assert sorted(tmp_path.rglob('*')) == before
+
+
+# in the folder annotations/ of a data folder
+
+def data_folder(folder, labels, kind, volume=False):
+    "Images a and b, or a volume of both, with an export of shapes of the first; both were looked at."
+    sitk = pytest.importorskip('SimpleITK')
+    for sub in ('images', 'annotations'): (folder/sub).mkdir(parents=True)
+    images = np.stack([labels, labels[::-1]])*60 + np.uint8([[[0]], [[9]]])
+    if volume: sitk.WriteImage(sitk.GetImageFromArray(images), str(folder/'images/a.nii.gz'))
+    else: [Image.fromarray(i).save(folder/f'images/{name}.png') for i, name in zip(images, 'ab')]
+    (folder/'labels.csv').write_text('id,group,kind\na,p,shapes\n' + 'b,q,\n'*(not volume))
+    for file, names in (('classes', NAMES), ('looked_for', NAMES[1:])): (folder/f'{file}.txt').write_text('\n'.join(names))
+    name, export = MASKS[kind]
+    content = export(np.stack([labels, 0*labels]) if volume else labels)
+    if callable(content): content(folder/'annotations'/name)
+    else: (folder/'annotations'/name).write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder
+
+@pytest.mark.parametrize('kind', MASKS)
+def test_an_export_in_a_data_folder(tmp_path, kind):
+    labels = random_labels(3, 14, 12, 3).numpy().astype(np.uint8)
+    seen, bare = read_folder(data_folder(tmp_path/'data', labels, kind)).annotation
+    assert (seen.read().numpy() == labels).all() and bare.kind == 'unlabelled'
+    assert check_folder(tmp_path/'data').problems == []
+
+def test_an_export_of_a_volume(tmp_path):
+    labels = random_labels(3, 14, 12, 3).numpy().astype(np.uint8)
+    shown, empty = read_folder(data_folder(tmp_path/'data', labels, 'slicer', volume=True)).annotation
+    assert (shown.read().numpy() == labels).all() and not empty.read().any()

@@ -26,6 +26,7 @@ from ..annotations import (Annotation, Boxes, ExtremePoints, ImageLabels, Mask, 
 from ..catalogue import _raise_problems
 from ..classsets import class_sets, encode, resize
 from ..files import image_size
+from ..folders import EXPORT_READERS
 from ..task import Task
 
 # %% ../../nbs/11_sources_tools.ipynb #ca3fcdd9
@@ -628,7 +629,7 @@ def _true_size(name, images):
     "The size of the image itself; None if there are no images to ask."
     if images is None: return None
     if not isinstance(images, Mapping): return image_size(_file_of(name, images))
-    if _stem(name) not in images: raise ValueError(f"image {_stem(name)} is not among `images`")
+    if _stem(name) not in images: raise ValueError(f"image {_stem(name)} is not among the images")
     return tuple(images[_stem(name)])
 
 def _known_size(image, images):
@@ -794,3 +795,5 @@ def read_annotations(path:str|Path, # export of an annotation tool, or a folder 
         _read_into(found, file, makers or [], options, problems)
     _raise_problems(problems)
     return found
+
+EXPORT_READERS[:] = [read_annotations] # for the folder annotations/ of chapter 08

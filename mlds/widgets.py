@@ -32,10 +32,10 @@ from .show import (add_legend, class_colours, colour_image, draw, draw_level, ga
                        level_handles)
 
 # %% ../nbs/29_widgets.ipynb #bac33517
-def _png(fig):
+def _png(fig, dpi=100):
     "A figure as the bytes of a PNG file."
     picture = io.BytesIO()
-    fig.savefig(picture, format='png', dpi=100)
+    fig.savefig(picture, format='png', dpi=dpi)
     return picture.getvalue()
 
 class _Still:
@@ -44,7 +44,7 @@ class _Still:
         alive = getattr(get_ipython(), 'kernel', None) is not None
         bundle = super()._repr_mimebundle_(**kwargs) if alive else {}
         if not self.result: return bundle
-        still = b64encode(_png(self.result)).decode()
+        still = b64encode(_png(self.result, dpi=200)).decode()
         return bundle | {'text/plain': 'Run this cell for sliders.', 'image/png': still}
 
 # %% ../nbs/29_widgets.ipynb #fe6bfa2a

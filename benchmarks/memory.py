@@ -1,4 +1,4 @@
-"""Memory of a training's data against the number of images: python benchmarks/memory.py [TABLE.md]
+"""Memory of a training's data against the number of images: python benchmarks/memory.py [TABLE.md [IMAGES ...]]
 
 Each cell is a process of its own, which makes dataloaders for images of 224x224 pixels with a mask of four classes, reads
 every training image once, and reports by how much the memory grew that it and its reading processes hold alone. A
@@ -60,11 +60,11 @@ def measure(folder, n, options, answer):
     given = {k: folder if v == 'FOLDER' else v for k, v in options.items()}
     answer.put(round(read_all(catalogue(folder, n), n, **given)))
 
-def main(to=None, start=multiprocessing.get_context('fork')):
+def main(to=None, *counts, start=multiprocessing.get_context('fork')):
     lines = [f"| {' | '.join(['images', *KEEP])} |", '|---'*(len(KEEP) + 1) + '|']
     with tempfile.TemporaryDirectory() as folder:
         write_images(folder)
-        for n in COUNTS:
+        for n in map(int, counts or COUNTS):
             cells = []
             for options in KEEP.values():
                 answer = start.Queue()

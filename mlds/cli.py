@@ -241,12 +241,12 @@ def _check_out(out, data):
         raise ValueError(f"{out} holds other files: choose another folder with --out")
     _check_writable(out)
 
-def _check_writable(out):
+def _check_writable(out, option='--out'):
     "An error if nothing can be written to a folder, or where it is to be made."
     there = next(p for p in (out, *out.parents) if p.exists())
-    if not there.is_dir(): raise ValueError(f"{there} is a file: choose another folder with --out")
+    if not there.is_dir(): raise ValueError(f"{there} is a file: choose another folder with {option}")
     if os.access(there, os.W_OK | os.X_OK): return
-    raise PermissionError(f"{there} cannot be written to: choose another folder with --out")
+    raise PermissionError(f"{there} cannot be written to: choose another folder with {option}")
 
 _FREE = ('data', 'runs', 'num_workers') # may differ from one call to the next
 
@@ -429,6 +429,7 @@ def check(folder:Annotated[str, dict(nargs='+')], # data folder, or several that
     from mlds.folders import contact_sheet
     from mlds.sources.chest import check_data
     _check_folders(folder)
+    _check_writable(Path(sheet).absolute().parent, '--sheet')
     with _place_for_converted() as to:
         report = check_data(folder, unit, _folder_channels(folder), to=to)
         print(report)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from html import escape
 from itertools import cycle
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -944,7 +945,7 @@ def _odd_greys(images):
 def _notes(cat, images):
     "What is worth knowing before a training."
     if 'checksum' in images: yield from [*_copies(images), *_odd_greys(images)]
-    if 'split' not in cat: yield "there is no column split: split_groups deals groups to train, valid and test"
+    if 'split' not in cat: yield "no column split: a training deals groups to train, valid and test (split_groups)"
     if cat.task.unit == 'image' or 'present' not in images: return
     if 'mask' not in set(images.kind): yield "no image has a full mask: validation scores what is known only"
     anywhere = int(np.bitwise_or.reduce(images.present.dropna().astype('int64'), initial=0))
@@ -1020,7 +1021,7 @@ def _miniature(row, task, side):
 def _sheet_item(ax, row, image, label, task):
     _show_item(ax, image, label, task)
     what = row.annotation.kind if task.unit == 'pixel' else ax.get_title()
-    ax.set_title(f"{row['id']}\n{what}", fontsize=8)
+    ax.set_title(f"{row['id']}\n{fill(what, 32)}", fontsize=8, wrap=False)
 
 def _sheet_legend(fig, labels, classes):
     "A legend of every state that occurs."

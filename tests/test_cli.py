@@ -1,7 +1,13 @@
-"The command `mlds`, as a user types it: every command, what goes wrong, a kill, and the built wheel in an empty folder."
+"""The command `mlds`, as a user types it: every command, what goes wrong, a kill, and the built wheel in an empty folder.
+
+Most commands are done in this process: to import torch takes longer than what they do. Kills, Ctrl-C and the wheel have
+programs of their own."""
 import json, os, re, shutil, signal, subprocess, sys, time
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from inspect import signature
 from pathlib import Path
+from tempfile import TemporaryFile
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -10,7 +16,7 @@ import pytest
 from PIL import Image
 
 from conftest import ROOT, call
-from mlds.cli import COMMANDS, RECIPES, options
+from mlds.cli import COMMANDS, RECIPES, main, options
 from mlds.phantoms.oct import save_phantoms
 from test_sources import duke
 
@@ -23,10 +29,31 @@ def environment(path=ROOT):
     "That of an editor's terminal, without a screen."
     return os.environ | {'PYTHONPATH': str(path), 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg', 'VSCODE_PID': '1'}
 
-def mlds(folder, *words, code=0, path=ROOT, start=START, timeout=300):
-    "Run the command with its output piped; what it said."
-    done = subprocess.run([*map(str, start), *map(str, words)], cwd=folder, env=environment(path), text=True,
-                          capture_output=True, timeout=timeout)
+def program(folder, *words, path=ROOT, start=START, timeout=600):
+    "Run the command as a program of its own; what it said."
+    words = [*map(str, start), *map(str, words)]
+    return subprocess.run(words, cwd=folder, env=environment(path), text=True, capture_output=True, timeout=timeout)
+
+@contextmanager
+def caught():
+    "Files for all that this process and those it starts write to stdout and stderr."
+    with TemporaryFile('w+') as out, TemporaryFile('w+') as err, redirect_stdout(out), redirect_stderr(err):
+        kept = os.dup(1), os.dup(2)
+        os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
+        try: yield out, err
+        finally: os.dup2(kept[0], 1), os.dup2(kept[1], 2), os.close(kept[0]), os.close(kept[1])
+
+def inside(folder, *words):
+    "The same in this process, which spares it the imports."
+    with chdir(folder), mock.patch.dict(os.environ, environment()), caught() as files:
+        try: code = main(list(words))
+        except SystemExit as e: code = e.code or 0
+        for file in files: file.flush(), file.seek(0)
+        return subprocess.CompletedProcess(words, code, *(file.read() for file in files))
+
+def mlds(folder, *words, code=0, **elsewhere):
+    "What a command says, with its output piped."
+    done = program(folder, *words, **elsewhere) if elsewhere else inside(folder, *words)
     assert done.returncode == code, done.stdout + done.stderr
     assert '\r' not in done.stdout + done.stderr and 'Traceback' not in done.stderr
     return done
@@ -51,7 +78,7 @@ def work(tmp_path_factory):
 
 
 def test_the_list_of_commands(tmp_path):
-    said = mlds(tmp_path).stdout
+    said = mlds(tmp_path, start=START).stdout # a program of its own: `mlds` alone answers
     assert [re.match(r'  (\w+) ', l)[1] for l in said.splitlines() if l.startswith('  ')] == list(COMMANDS)
     assert re.fullmatch(r'mlds [\d.]+\n', mlds(tmp_path, '--version').stdout)
 
@@ -176,8 +203,11 @@ def test_several_folders_and_a_public_set(tmp_path):
     (['train', 'eyes', '--out', 'masks2'], 'holds other files'),
     (['check', 'nowhere'], 'nowhere is not a folder'),
     (['check', 'eyes', '--unit', 'pixels'], "invalid choice: 'pixels'"),
+    (['check', 'eyes', '--sheet', 'masks2/a.txt/sheet.png'], 'a.txt is a file: choose another folder with --sheet'),
     (['predict', 'nowhere', 'eyes/images'], 'there is no model at nowhere'),
     (['predict', 'run', 'nothing'], 'nothing'),
+    (['predict', 'run', 'eyes/images', '--out', 'masks2/a.txt'], 'a.txt is a file'),
+    (['export', 'run', '--onnx', '--out', 'masks2/a.txt/m.onnx'], 'a.txt is a file'),
     (['evaluate', 'run', 'nowhere'], 'nowhere'),
     (['pretrain', 'eyes', 'run'], 'run is not a finished run of mlds explain'),
 ])
@@ -187,7 +217,7 @@ def test_what_is_typed_wrongly(work, words, says):
     assert says in refused(work, *words)
 
 def test_debug_shows_where(work):
-    done = subprocess.run([*START, 'train', 'nowhere', '--debug'], cwd=work, env=environment(), text=True, capture_output=True)
+    done = inside(work, 'train', 'nowhere', '--debug')
     assert done.returncode == 2 and 'Traceback' in done.stderr and done.stderr.rstrip().endswith('data set')
 
 def test_an_error_of_the_notebook_is_one_line(work):

@@ -298,6 +298,17 @@ def _stoppable():
         logging.disable(logging.NOTSET)
     if stopped: raise KeyboardInterrupt
 
+# %% ../nbs/31_cli.ipynb #2d72f870
+def _show_warning(message, *args, **kwargs): print(f'warning: {message}', file=sys.stderr)
+
+def _warned(text): return re.findall(r'UserWarning: (.*)', text)
+
+class _Warnings:
+    "A file for a kernel's stderr, of which the library's own warnings are told."
+    def write(self, text):
+        for words in _warned(text): _show_warning(words)
+    def flush(self): sys.stderr.flush()
+
 # %% ../nbs/31_cli.ipynb #f8a12c53
 def _execute(notebook, params, to):
     "Execute a notebook; what it prints is progress, and goes to stderr."
@@ -310,7 +321,8 @@ def _execute(notebook, params, to):
     how = dict(kernel_name='python3', config=quiet, progress_bar=False, extra_arguments=silent)
     try:
         with _plain_environment(), _stoppable():
-            papermill.execute_notebook(file, str(to), params, stdout_file=sys.stderr, **how)
+            papermill.execute_notebook(file, str(to), params, stdout_file=sys.stderr, stderr_file=_Warnings(),
+                                       **how)
     except PapermillExecutionError as e: raise RuntimeError(f'{e.evalue}') from e
 
 # %% ../nbs/31_cli.ipynb #57acc049
@@ -323,8 +335,15 @@ def _report_cells(notebook, title, params):
     ends = names.index('Record') if 'Record' in names else len(names)
     first = next((i for i, name in enumerate(names) if name), 0)
     head = f"# {title}\n\nmlds {mlds.__version__}, {time.strftime('%Y-%m-%d %H:%M')}. {params}"
-    nb.cells = [nbformat.v4.new_markdown_cell(head), *nb.cells[first:ends]]
+    nb.cells = [nbformat.v4.new_markdown_cell(head), *map(_with_plain_warnings, nb.cells[first:ends])]
     return nb
+
+def _with_plain_warnings(cell):
+    outputs = cell.get('outputs', [])
+    for output in outputs:
+        if output.get('name') == 'stderr': output.text = '\n'.join(_warned(output.text))
+    if outputs: cell.outputs = [o for o in outputs if o.get('text') != '']
+    return cell
 
 def _write_report(notebook:str|Path, # executed
                  to:str|Path, # *.html
@@ -727,8 +746,6 @@ def _report(e, words):
     return 2 if isinstance(e, (ValueError, OSError, ImportError)) else 1
 
 # %% ../nbs/31_cli.ipynb #1d29d8b3
-def _show_warning(message, *args, **kwargs): print(f'warning: {message}', file=sys.stderr)
-
 def _hang_up():
     "Nobody reads stdout any more, as after `mlds ... | head`."
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

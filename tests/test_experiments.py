@@ -228,6 +228,12 @@ def test_a_long_series_is_done_in_order_and_goes_on(checkout, tmp_path, settings
     lines = re.findall(rf'^\[\d+/{len(names)}\] (.+), \d+ s$', said, flags=re.M)
     assert lines == [describe(plan, name) for name in names[len(before):]]
 
+def test_runs_where_nothing_can_be_written(checkout, tmp_path):
+    "make says why it stops."
+    (tmp_path/'file').write_text('mine')
+    done = call('make', '-s', '-o', 'install', 'reproduce', 'PROFILE=smoke', f'RUNS={tmp_path}/file/runs', cwd=checkout)
+    assert done.returncode and 'Not a directory' in done.stderr and 'another folder with RUNS=FOLDER' in done.stderr
+
 def test_a_folder_with_an_apostrophe(checkout, tmp_path, settings):
     "Through make, Snakemake and the shell."
     data = save_phantoms(tmp_path/"Anna's scans", 6, 3, (48, 64))

@@ -13,7 +13,7 @@ STORED = re.compile(r'("image/png": ")([^"]+?)(\\n)?(")')
 
 
 def with_palette(png):
-    "A picture in 256 colours on white; of all that were tried these differ least (by 14 of 255 at most)."
+    "A picture in 256 colours on white; in 23 pictures a pixel differs by 15 of 255 at most, on average by .1."
     picture = Image.open(BytesIO(png))
     if picture.mode == 'P': return png
     flat = Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture.convert('RGBA')).convert('RGB')
@@ -22,7 +22,9 @@ def with_palette(png):
     return min(png, few.getvalue(), key=len)
 
 
-def smaller(match): return match[1] + b64encode(with_palette(b64decode(match[2].replace('\\n', '')))).decode() + match[4]
+def smaller(match):
+    png = b64decode(match[2].replace('\\n', ''))
+    return match[1] + b64encode(with_palette(png)).decode() + match[4]
 
 
 if __name__ == '__main__':

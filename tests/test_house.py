@@ -198,6 +198,12 @@ def test_the_wheel_is_whole(checkout, tmp_path):
 def test_no_large_file_is_committed():
     assert not [str(p) for p in git_files() if (ROOT/p).stat().st_size > 3e6]
 
+def test_pictures_are_small():
+    "A notebook's pictures stay in the history whenever it is executed anew."
+    def bytes_of(file): return sum(map(len, re.findall(r'"image/png": "([^"]+)', file.read_text())))
+    size = {file.name: bytes_of(file) for file in (ROOT/'nbs').rglob('*.ipynb')}
+    assert sum(size.values()) < 7e6, f'run `python .ci/pictures.py`: {max(size, key=size.get)} has the most'
+
 def test_nothing_committed_was_made_with_local_changes():
     made = [p for p in git_files() if p.parts[0] in ('figures', 'results') and p.suffix in ('.md', '.json', '.csv')]
     assert made and not [str(p) for p in made if 'local changes' in (ROOT/p).read_text()]

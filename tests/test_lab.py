@@ -1,8 +1,8 @@
-"""The tour's widgets in JupyterLab, driven by Chromium: a slider is moved, a box is drawn with the mouse.
+"""The tour in JupyterLab, driven by Chromium: run all, move a slider, draw a box with the mouse.
 
-The notebook holds the tour's own cells up to the box that one draws, and those of the planner: trainings are left out,
-so that starting Python and the browser is most of the time. The whole tour is executed as a notebook."""
-import importlib.util, json, os, shutil, socket, subprocess, sys, time
+All of its cells up to the end of its text, with trainings of a few iterations, so that starting Python and the browser
+is most of the time; at full length it is executed as a notebook."""
+import importlib.util, json, os, re, shutil, socket, subprocess, sys, time
 from urllib.request import urlopen
 
 import nbformat
@@ -21,15 +21,14 @@ pytestmark = [pytest.mark.skipif(not all(map(importlib.util.find_spec, NEEDED)),
               pytest.mark.skipif(not all(CHROME), reason='needs Chromium and its driver, see CONTRIBUTING')]
 
 
-def widget_cells():
-    "The tour from its imports to the box, and its planner."
+def tour():
+    "The code of the tour, trainings shortened, without the cells that hold it to numbers."
     nb = nbformat.read(ROOT/'nbs/tour.ipynb', 4)
-    heads = [c.source if c.cell_type == 'markdown' else '' for c in nb.cells]
-    at = {name: next(i for i, h in enumerate(heads) if h.startswith(name))
-          for name in ('## Train with few masks', '## What to buy next', '## Where a classifier looks')}
-    train, buy, look = at.values()
-    nb.cells = [c for c in nb.cells[:train] + nb.cells[buy:look] if c.cell_type == 'code']
-    for cell in nb.cells: cell.outputs = []
+    end = next(i for i, c in enumerate(nb.cells) if c.source.startswith('## From here'))
+    nb.cells = [c for c in nb.cells[:end] if c.cell_type == 'code']
+    lengths = [re.subn(r'iterations=\d+', 'iterations=4', c.source) for c in nb.cells]
+    assert sum(n for _, n in lengths) == 2
+    for cell, (source, _) in zip(nb.cells, lengths): cell.source, cell.outputs = source, []
     return nb
 
 def free_port():
@@ -53,7 +52,7 @@ def answers(address):
 def lab(tmp_path_factory):
     "A JupyterLab with settings of its own, its address and folder."
     folder = tmp_path_factory.mktemp('lab')
-    nbformat.write(widget_cells(), folder/'tour.ipynb')
+    nbformat.write(tour(), folder/'tour.ipynb')
     (folder/'config/labconfig').mkdir(parents=True)
     (folder/'config/labconfig/default_setting_overrides.json').write_text(json.dumps(QUIET))
     own = dict(JUPYTER_CONFIG_DIR='config', JUPYTER_RUNTIME_DIR='runtime', JUPYTERLAB_SETTINGS_DIR='settings',
@@ -115,12 +114,13 @@ def sources(page, pictures):
 
 def seconds(kernel): return kernel('__import__("time").process_time()')
 
-def changes(page, kernel, pictures, act):
-    "Do something, wait until other pictures are shown, and say how long the kernel worked on it."
+def changes(page, kernel, pictures, act, which):
+    "Do something, wait until one of the pictures is another, and say how long the kernel worked on it."
     before, worked = sources(page, pictures), seconds(kernel)
     assert before and all(before)
     act()
-    until(lambda: (now := sources(page, pictures)) and now[-1] != before[-1], 'another picture')
+    def another(): return len(now := sources(page, pictures)) == len(before) and now[which] != before[which]
+    until(another, 'another picture')
     return seconds(kernel) - worked
 
 
@@ -135,7 +135,8 @@ def test_a_slider_draws_another_picture(page, kernel):
     slider = page.find_element('css selector', '.widget-inline-hbox .noUi-handle')
     page.execute_script('arguments[0].scrollIntoView({block: "center"})', slider)
     before = kernel('planner.children[0].value')
-    took = changes(page, kernel, '.widget-interact .jp-OutputArea-output img', lambda: slider.send_keys(Keys.ARROW_RIGHT))
+    drawn = '.widget-interact .jp-OutputArea-output img'
+    took = changes(page, kernel, drawn, lambda: slider.send_keys(Keys.ARROW_RIGHT), 0)
     assert kernel('planner.children[0].value') == before + 1 and took < 1
 
 def test_a_box_is_drawn_with_the_mouse(page, kernel, tmp_path):
@@ -149,7 +150,7 @@ def test_a_box_is_drawn_with_the_mouse(page, kernel, tmp_path):
     def drag():
         hand = ActionChains(page, duration=100).move_to_element_with_offset(canvas, -side//2 + 50, -side//2 + 50)
         hand.click_and_hold().move_by_offset(40, 20).move_by_offset(40, 20).release().perform()
-    took = changes(page, kernel, '.widget-image', drag)
+    took = changes(page, kernel, '.widget-image', drag, -1)
     c, *box = kernel('annotator.marks[-1]')
     assert len(kernel('annotator.marks')) == len(marks) + 1 and c == marks[0][0] and kernel(possible) > before
     assert all(abs(found - at/zoom) <= 1.5 for found, at in zip(box, (50, 50, 130, 90))), box

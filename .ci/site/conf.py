@@ -31,6 +31,7 @@ html_title = 'mlds'
 html_static_path = ['_static']
 html_css_files = ['style.css']
 html_js_files = [('offline.js', {'priority': 600})]
+html_show_copyright = False
 html_copy_source = html_show_sourcelink = False
 html_favicon = '_static/favicon.svg'
 html_theme_options = dict(navigation_with_keys=True)

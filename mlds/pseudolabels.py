@@ -36,7 +36,8 @@ def _prune_overlapping(sets, probs, threshold):
     "Certain and possible where a pixel may have several classes."
     certain = sets.certain | sets.possible & pack(probs >= threshold)
     struck_out = pack(probs <= 1 - threshold)
-    return certain, certain | sets.possible & ~struck_out
+    possible = certain | sets.possible & ~struck_out
+    return certain, torch.where(possible == 0, sets.possible, possible) # the teacher contradicts the annotation
 
 # %% ../nbs/17_pseudolabels.ipynb #a5346cd4
 def _repeat(classes, n): return sum(classes << n*j for j in range(MAX_CLASSES // n))

@@ -1705,6 +1705,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlds.study.results._means': ('results.html#_means', 'mlds/study/results.py'),
                                     'mlds.study.results._metric_values': ('results.html#_metric_values', 'mlds/study/results.py'),
                                     'mlds.study.results._name': ('results.html#_name', 'mlds/study/results.py'),
+                                    'mlds.study.results._one_variant': ('results.html#_one_variant', 'mlds/study/results.py'),
                                     'mlds.study.results._patient_counts': ('results.html#_patient_counts', 'mlds/study/results.py'),
                                     'mlds.study.results._phantoms': ('results.html#_phantoms', 'mlds/study/results.py'),
                                     'mlds.study.results._read_counts': ('results.html#_read_counts', 'mlds/study/results.py'),

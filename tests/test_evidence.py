@@ -11,7 +11,7 @@ from conftest import ROOT
 from mlds.study.plan import LONG, PLAIN, PLAIN_AVERAGED, TWICE, data_manifest, describe, draw, make_plan
 from mlds.study.results import commit_results, compare, export, read_results, table_values, verdict
 from mlds.study.runs import Run
-from mlds.study.tables import table_inputs
+from mlds.study.tables import start_differences, table_inputs
 
 TABLES = ['table1', 'table2', 'table7']
 PATIENTS, SEEDS = 60, 6
@@ -191,3 +191,87 @@ def test_a_table_of_which_no_run_is_there(made, tmp_path):
 def test_pictures(drawn):
     for name in ('table1', 'table1_forest', 'table2', 'table2_forest', 'table2_margins', 'table7'):
         assert np.asarray(Image.open(drawn/f'{name}.png').convert('L')).std() > 5 and (drawn/f'{name}.svg').exists()
+
+
+# paper 2: a start is worth .05, a pre-training differs from the next by .01
+
+STARTS = '''
+[starts]
+extends = evidence
+results =
+[starts chest]
+results = table4 table5 figure6 figure7
+seeds = 0 1 2 3 4 5
+rates = 0.01
+lengths = 300 3000
+pools = 0.25 0.85
+'''
+CHEST = dict(anatomy=['lungs', 'heart', 'clavicles'], infection=['infection'])
+WORTH = {'doll': .05, 'matched backbone': -.05}
+
+VARIANTS = pd.DataFrame([(v, f'p{p}', f'p{p}', 'Edema', 5, p, 1) for v in ('IG', 'centre') for p in range(2)],
+                        columns=['variant', 'id', 'group', 'class', 'TP', 'FP', 'FN'])
+
+def jitter(name, sd): return np.random.default_rng(crc32(name.encode())).normal(0, sd)
+
+def tuned(run, name):
+    "What a fine-tuning finds of the classes of 60 patients."
+    share = .7 + WORTH.get(run['params']['init'], 0) + jitter(run['params']['source'], .01) + jitter(name, .002)
+    return pd.DataFrame([(f'p{p}', f'p{p}', c, round(200*share), round(200 - 200*share), 0)
+                         for p in range(PATIENTS) for c in CHEST[run['params']['task']]],
+                        columns=['id', 'group', 'class', 'TP', 'FP', 'FN']).assign(variant='')
+
+def finish(plan, name):
+    run = plan['runs'][name]
+    folder = Run(plan['root'], run['notebook'], run['params'], data_manifest(run['params'])).start('CPU')
+    folder.environments[-1] |= dict(commit='c0ffee', changes=[])
+    if run['notebook'] == 'pretrain':
+        own = dict(own=.1*np.log10(run['params']['iterations']), mean_label=.15)
+        return folder.finish(dict(training_images=int(1000*run['params']['image_share']), agreement=own))
+    counts = tuned(run, name) if run['notebook'] == 'finetune' else VARIANTS
+    folder.save_table('per_image.csv', counts)
+    if run['notebook'] == 'localise': return folder.finish(dict(images=2))
+    iou = (counts.groupby('class').TP.sum()/(200*PATIENTS)).to_dict()
+    dice = {c: 2*v/(1 + v) for c, v in iou.items()}
+    trained = 1000 if run['params']['tuning'] == 'full' else 100
+    folder.finish(dict(iou=iou, dice=dice, trained=trained, valid_dice=dice[min(dice)], images=PATIENTS))
+
+@pytest.fixture(scope='module')
+def starts(tmp_path_factory):
+    root = tmp_path_factory.mktemp('starts')
+    (root/'settings.ini').write_text((ROOT/'settings.ini').read_text() + STARTS)
+    plan = make_plan(root/'settings.ini', 'starts', runs=root/'runs')
+    for name, run in plan['runs'].items():
+        if run['notebook'] in ('pretrain', 'finetune', 'localise'): finish(plan, name)
+    results = export(plan)
+    draw('starts', 'phantoms', results.parent, root/'figures', ['table5', 'figure6', 'figure7'], root/'logs')
+    return results, root/'figures/starts'
+
+def test_starts_are_compared_over_pretrainings(starts):
+    results, _ = starts
+    found = read_results(results)
+    of = start_differences(found.cells[found.cells.table == 'table5'], found, 'backbone, compute-matched')
+    of = of.set_index(['row', 'column', 'class'])
+    doll = of.loc['DoLL, end to end', 'anatomy 2%', 'heart']
+    assert doll.families == 3 and abs(doll.value - .1) < .03 and doll.low > 0
+    same = of.loc['mean position, end to end', 'infection 2%', 'infection']
+    assert same.families == 3 and same.high - same.low > .02, 'three pre-trainings are no six repetitions'
+
+def test_variants_of_one_run_keep_their_images(starts):
+    results, _ = starts
+    kept = read_results(results).per_image
+    assert kept[VARIANTS.columns].to_dict('records') == VARIANTS.to_dict('records')
+    assert table_values(read_results(results)).query('table == "table4"').value.round(3).tolist() == [.769, .769]
+
+def test_figures_of_what_is_trained_and_for_how_long(starts):
+    _, drawn = starts
+    what = pd.read_csv(drawn/'figure6.csv').set_index(['tuned', 'class'])
+    assert what.weights['everything', 'heart'] == 1000 and what.weights['batch norms', 'infection'] == 100
+    assert (what.seeds == 6).all() and len(what) == 4*8
+    long = pd.read_csv(drawn/'figure7.csv')
+    assert set(long.images) == {250, 850} and set(long.iterations) == {300, 3000} and long.what.nunique() == 3
+    own = long[long.what == 'IoU with own labels'].groupby('iterations').value.mean()
+    assert own[3000] - own[300] == pytest.approx(.1)
+    for name in ('table5', 'figure6', 'figure7'):
+        assert np.asarray(Image.open(drawn/f'{name}.png').convert('L')).std() > 5
+        assert 'nan' not in (drawn/f'{name}.md').read_text()

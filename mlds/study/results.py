@@ -77,7 +77,7 @@ def _by_group(table):
 # %% ../../nbs/37_results.ipynb #b24ec306
 def _patient_counts(table, name):
     "Groups, foreground classes, and counts (G, K, 3) of a run, from its lines of per_image."
-    if table.variant.nunique() > 1: raise ValueError(f"run {name} has counts of several variants: say keep = images")
+    if table.variant.nunique() > 1: raise ValueError(f"run {name} has counts of several variants: they are kept by image")
     table = table[table['class'] != 'background']
     sums = table.groupby(['group', 'class'], sort=False)[['TP', 'FP', 'FN']].sum()
     groups, classes = (tuple(table[c].unique()) for c in ('group', 'class'))
@@ -168,14 +168,17 @@ def _joined(earlier, name, table):
     return pd.concat([getattr(earlier, name), table], ignore_index=True) if len(table) else getattr(earlier, name)
 
 # %% ../../nbs/37_results.ipynb #7118e339
+def _one_variant(folder):
+    file = folder/'per_image.csv'
+    return file.exists() and _stack([folder], 'per_image').variant.nunique() < 2
+
 def _write_images(plan, folders, to, earlier):
-    "Counts of each image, or of each patient where the plan says so."
-    by_patient = plan.get('keep') == 'groups'
-    table = _stack([] if by_patient else folders, 'per_image')
+    "Counts of each image; where the plan says so those of each patient, of runs that score one thing."
+    by_patient = [f for f in folders if plan.get('keep') == 'groups' and _one_variant(f)]
+    table = _stack([f for f in folders if f not in by_patient], 'per_image')
     _write(to, 'per_image.csv.gz', _by_group(_joined(earlier, 'per_image', table)))
-    if not by_patient: return
-    counted = [f for f in folders if (f/'per_image.csv').exists()]
-    counts = {f.name: _patient_counts(_stack([f], 'per_image'), f.name) for f in counted}
+    if plan.get('keep') != 'groups': return
+    counts = {f.name: _patient_counts(_stack([f], 'per_image'), f.name) for f in by_patient}
     _write_counts((earlier.per_group if earlier else {}) | counts, to/'per_group')
 
 # %% ../../nbs/37_results.ipynb #b56f8623
@@ -195,7 +198,7 @@ def export(plan:dict # from `make_plan`
     _copy_examples(plan, set(done), folder/'examples')
     _write_images(plan, folders, folder, earlier)
     for name in ('per_case', 'curves'):
-        _write(folder, f'{name}.csv.gz', _joined(earlier, name, _stack(folders, name)))
+        _write(folder, f'{name}.csv.gz', _joined(earlier, name, _stack(folders, name)).round(6))
     _write_about(plan, folder)
     _write(folder, 'cells.csv', pd.DataFrame(plan['cells']))
     runs = pd.DataFrame([_run_row(read_run(f)) for f in folders]).assign(profile=plan['name'])

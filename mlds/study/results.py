@@ -77,7 +77,8 @@ def _by_group(table):
 # %% ../../nbs/37_results.ipynb #b24ec306
 def _patient_counts(table, name):
     "Groups, foreground classes, and counts (G, K, 3) of a run, from its lines of per_image."
-    if table.variant.nunique() > 1: raise ValueError(f"run {name} has counts of several variants: they are kept by image")
+    if table.variant.nunique() > 1:
+        raise ValueError(f"run {name} has counts of several variants: they are kept by image")
     table = table[table['class'] != 'background']
     sums = table.groupby(['group', 'class'], sort=False)[['TP', 'FP', 'FN']].sum()
     groups, classes = (tuple(table[c].unique()) for c in ('group', 'class'))

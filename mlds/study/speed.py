@@ -132,8 +132,8 @@ def speed_figure(times:pd.DataFrame, # as for `speed_table`
     fig, axs = plt.subplots(1, 2, figsize=(9, .32*len(rows) + 1.2), sharey=True, layout='constrained')
     _draw_ratios(axs[0], times, rows, 'peer', 'ours', clock)
     _draw_ratios(axs[1], times, rows, 'ours', 'bound', clock)
-    axs[0].set(xlabel=f'{clock} time of the peer, as multiple of ours', title='peer (right of 1: ours is faster)')
-    axs[1].set(xlabel=f'{clock} time of ours, as multiple of the bound', title='bound (at 1: nothing to gain)')
+    axs[0].set(xlabel=f'{clock} time, peer by ours', title='peer (right of 1: ours is faster)')
+    axs[1].set(xlabel=f'{clock} time, ours by bound', title='bound (at 1: nothing to gain)')
     sns.despine(fig)
     return fig
 

@@ -169,18 +169,19 @@ def _joined(earlier, name, table):
     return pd.concat([getattr(earlier, name), table], ignore_index=True) if len(table) else getattr(earlier, name)
 
 # %% ../../nbs/37_results.ipynb #7118e339
-def _one_variant(folder):
-    file = folder/'per_image.csv'
-    return file.exists() and _stack([folder], 'per_image').variant.nunique() < 2
+def _counts_by_patient(folders):
+    "Counts of each patient, of the runs that score one thing: read once, one run after the other."
+    files = (f for f in folders if (f/'per_image.csv').exists())
+    tables = ((f.name, _stack([f], 'per_image')) for f in files)
+    return {name: _patient_counts(table, name) for name, table in tables if table.variant.nunique() < 2}
 
 def _write_images(plan, folders, to, earlier):
     "Counts of each image; where the plan says so those of each patient, of runs that score one thing."
-    by_patient = [f for f in folders if plan.get('keep') == 'groups' and _one_variant(f)]
-    table = _stack([f for f in folders if f not in by_patient], 'per_image')
+    by_patient = plan.get('keep') == 'groups'
+    counts = _counts_by_patient(folders) if by_patient else {}
+    table = _stack([f for f in folders if f.name not in counts], 'per_image')
     _write(to, 'per_image.csv.gz', _by_group(_joined(earlier, 'per_image', table)))
-    if plan.get('keep') != 'groups': return
-    counts = {f.name: _patient_counts(_stack([f], 'per_image'), f.name) for f in by_patient}
-    _write_counts((earlier.per_group if earlier else {}) | counts, to/'per_group')
+    if by_patient: _write_counts((earlier.per_group if earlier else {}) | counts, to/'per_group')
 
 # %% ../../nbs/37_results.ipynb #b56f8623
 def _write_about(plan, to):

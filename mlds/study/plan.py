@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['OPTIONS', 'PAPERS', 'ARMS', 'AUX_NAMES', 'KNOWN', 'RIVALS', 'ABLATIONS', 'HEADLINE', 'TWICE', 'AVERAGED', 'PLAIN',
-           'PLAIN_AVERAGED', 'LONG', 'REFERENCES', 'CONTROLS', 'INITS', 'TUNINGS', 'STARTS', 'JOINT', 'read_options',
-           'read_profile', 'find_data', 'data_manifest', 'phantom_folder', 'Plan', 'plan_name', 'make_plan',
-           'make_jobs', 'plan_folder', 'write_plan', 'draw_phantoms', 'shared_kernel', 'describe', 'finished_runs',
-           'run_job', 'draw']
+           'PLAIN_AVERAGED', 'LONG', 'REFERENCES', 'MAIN', 'CONTROLS', 'INITS', 'TUNINGS', 'STARTS', 'JOINT',
+           'read_options', 'read_profile', 'find_data', 'data_manifest', 'phantom_folder', 'Plan', 'plan_name',
+           'make_plan', 'make_jobs', 'plan_folder', 'write_plan', 'draw_phantoms', 'shared_kernel', 'describe',
+           'finished_runs', 'run_job', 'draw']
 
 # %% ../../nbs/35_plan.ipynb #8861ccc1
 import csv, json, time
@@ -58,7 +58,7 @@ def _table_lines(given, section, names):
             for k, text in texts.items()}
 
 # %% ../../nbs/35_plan.ipynb #f308209b
-OPTIONS = dict(design=Parameter('short', 'rows of the tables', 'one of short, evidence, headline'),
+OPTIONS = dict(design=Parameter('short', 'rows of the tables', 'one of short, evidence, headline, main'),
                margin=Parameter(.02, 'mean IoU that counts as no loss', '(0, 1)'),
                keep=Parameter('images', 'whose counts of pixels the results keep', 'one of images, groups'),
                partial=Parameter('no', 'whether results may lack runs', 'one of no, yes'))
@@ -87,6 +87,7 @@ _SHORT_CHEST = ['table3', 'table4', 'table5', 'table6', 'figure3', 'figure4']
 _CHEST = _SHORT_CHEST + ['figure6', 'figure7']
 _DRAWN = {('oct', 'short'): ['table1', 'table2', 'figure1', 'figure2'],
           ('oct', 'evidence'): ['table1', 'table2', 'table7', 'figure5'], ('oct', 'headline'): ['table2'],
+          ('oct', 'main'): ['table2'], ('chest', 'main'): _CHEST,
           ('chest', 'short'): _SHORT_CHEST, ('chest', 'evidence'): _CHEST, ('chest', 'headline'): _CHEST}
 
 # %% ../../nbs/35_plan.ipynb #1f4f14db
@@ -331,7 +332,15 @@ def _headline(profile):
     cells = _evidence(profile)['table2']
     return dict(table2=[c for c in cells if _is_headline(*c[:2], profile['focus'])])
 
-_DESIGNS = dict(short=_short, evidence=_evidence, headline=_headline)
+# %% ../../nbs/35_plan.ipynb #78efd26e
+MAIN = ['masks alone', TWICE, *_arms('EMA-taught', ['nothing', 'image labels', 'points', 'tight boxes'])]
+
+def _main(profile):
+    "Cells for a set of real images."
+    cells = _evidence(profile)['table2']
+    return dict(table2=[c for c in cells if c[0] in MAIN and c[:2] != ('masks alone', 'all')])
+
+_DESIGNS = dict(short=_short, evidence=_evidence, headline=_headline, main=_main)
 
 # %% ../../nbs/35_plan.ipynb #6f852291
 def _turn(table, row, column, seed, focus):
@@ -342,13 +351,20 @@ def _turn(table, row, column, seed, focus):
     return {focus[-1]: 1, focus[0]: 2}.get(column, 4), seed # a column is worth most when it is whole
 
 # %% ../../nbs/35_plan.ipynb #4d15bd48
+def _check_turns(seeds, folds):
+    "An error where a cross-validation would test some parts more often than others."
+    if not folds or len(set(seeds)) == folds*len({s // folds for s in seeds}): return
+    raise ValueError(f"seeds are {' '.join(map(str, seeds))}, and folds {folds}: write whole turns, such as 0 to {folds-1}")
+
 def _plan_oct(plan, profile, tables):
-    cells, ordered = _DESIGNS[profile['design']](profile), profile['design'] != 'short'
+    cells, ordered = _DESIGNS[profile['design']](profile), profile['design'] in ('evidence', 'headline')
+    folds = profile['train']['folds']
+    _check_turns(profile['seeds'], folds)
     for table, seed in product(tables, profile['seeds']):
+        own = dict(seed=seed, fold=seed % folds) if folds else dict(seed=seed)
         for row, column, params in cells[table]:
             turn = _turn(table, row, column, seed, profile['focus']) if ordered else ()
-            run = plan.run('train', profile['train'] | params | dict(seed=seed), turn=turn)
-            plan.cell(table, row, column, seed, run)
+            plan.cell(table, row, column, seed, plan.run('train', profile['train'] | params | own, turn=turn))
 
 # %% ../../nbs/35_plan.ipynb #430844c9
 _CHEST_TURN = 10 # paper 1's turns come before

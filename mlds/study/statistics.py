@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['seed_interval', 'prediction_half_width', 'paired_differences', 'first_reaching', 'run_scores', 'pigeonhole_draws',
-           'bootstrap_mean', 'bootstrap_difference', 'add_interval', 'holm', 'p_above', 'p_below', 'holm_lower',
-           'verdicts', 'verdict_curve', 'smallest_margins', 'detectable_margins', 'worst_share', 'harm_rates']
+           'bootstrap_mean', 'bootstrap_difference', 'add_interval', 'fold_mean', 'fold_difference', 'holm', 'p_above',
+           'p_below', 'holm_lower', 'verdicts', 'verdict_curve', 'smallest_margins', 'detectable_margins',
+           'worst_share', 'harm_rates']
 
 # %% ../../nbs/36_statistics.ipynb #7002896f
 from collections.abc import Mapping, Sequence
@@ -167,6 +168,45 @@ def add_interval(table:pd.DataFrame, # value, error, df
     "Student t intervals of estimates."
     half = stats.t.ppf((1 + coverage)/2, table.df) * table.error
     return table.assign(low=table.value - half, high=table.value + half)
+
+# %% ../../nbs/36_statistics.ipynb #86b1ae02
+def _left_out(counts):
+    "Scores with each fold left out, means over turns."
+    whole = counts.sum(-3, keepdims=True)
+    return _mean_iou(whole - counts).mean(0)
+
+def _effective_folds(counts):
+    "How many folds of equal size would vary as these do (Kish 1965); by the pixels of each class."
+    size = counts.sum((0, -1)).astype(float)
+    size = size[:, size.sum(0) > 0]
+    share = (size/size.sum(0)).mean(1)
+    return 1/(share**2).sum()
+
+def _fold_estimate(value, left_out, effective):
+    "A value with its jackknife error."
+    F = len(left_out)
+    variance = (F - 1)/F*((left_out - left_out.mean())**2).sum() + _LEAST
+    return dict(value=value.item(), error=np.sqrt(variance).item(), df=float(max(effective - 1, 1)))
+
+# %% ../../nbs/36_statistics.ipynb #7d1ab89a
+def _check_folds(counts):
+    if counts.ndim != 4 or counts.shape[-1] != 3 or counts.shape[1] < 3:
+        raise ValueError(f"counts have shape {counts.shape}: give (turns, folds, classes, 3), with at least three folds")
+
+def fold_mean(counts:np.ndarray # (T, F, C, 3): turns of the seeds, folds, foreground classes; TP, FP, FN
+) -> dict[str, float]: # value; error: its standard error; df: degrees of freedom
+    "Mean score of a row in a cross-validation, with its spread over the folds."
+    _check_folds(counts)
+    return _fold_estimate(run_scores(counts).mean(), _left_out(counts), _effective_folds(counts))
+
+def fold_difference(a:np.ndarray, # (T, F, C, 3), as for `fold_mean`
+                    b:np.ndarray # likewise, the same turns and folds
+) -> dict[str, float]: # value: score of `a` less that of `b`; error: its standard error; df: degrees of freedom
+    "Difference of two rows of a cross-validation, paired over the folds."
+    if a.shape != b.shape: raise ValueError(f"counts of {a.shape} and {b.shape}: compare the same turns and folds")
+    _check_folds(a)
+    value = run_scores(a).mean() - run_scores(b).mean()
+    return _fold_estimate(value, _left_out(a) - _left_out(b), _effective_folds(a + b))
 
 # %% ../../nbs/36_statistics.ipynb #fc417a4e
 def holm(p:Sequence[float] # p-values of a table

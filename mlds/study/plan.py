@@ -354,7 +354,8 @@ def _turn(table, row, column, seed, focus):
 def _check_turns(seeds, folds):
     "An error where a cross-validation would test some parts more often than others."
     if not folds or len(set(seeds)) == folds*len({s // folds for s in seeds}): return
-    raise ValueError(f"seeds are {' '.join(map(str, seeds))}, and folds {folds}: write whole turns, such as 0 to {folds-1}")
+    said = ' '.join(map(str, seeds))
+    raise ValueError(f"seeds are {said}, and folds {folds}: write whole turns, such as 0 to {folds-1}")
 
 def _plan_oct(plan, profile, tables):
     cells, ordered = _DESIGNS[profile['design']](profile), profile['design'] in ('evidence', 'headline')

@@ -191,7 +191,7 @@ def _fold_estimate(value, left_out, effective):
 # %% ../../nbs/36_statistics.ipynb #7d1ab89a
 def _check_folds(counts):
     if counts.ndim != 4 or counts.shape[-1] != 3 or counts.shape[1] < 3:
-        raise ValueError(f"counts have shape {counts.shape}: give (turns, folds, classes, 3), with at least three folds")
+        raise ValueError(f"counts have shape {counts.shape}: give (turns, folds, classes, 3), at least three folds")
 
 def fold_mean(counts:np.ndarray # (T, F, C, 3): turns of the seeds, folds, foreground classes; TP, FP, FN
 ) -> dict[str, float]: # value; error: its standard error; df: degrees of freedom

@@ -29,6 +29,11 @@ def _pieces(*tensors):
     n = max(_CACHED // max(first[0].numel(), 1), 1) if first.device.type == 'cpu' else len(first)
     return zip(*(t.split(n) for t in tensors))
 
+def _gradient(ctx, made_again):
+    "The gradient that the forward pass made, given away so that it can be scaled where it is."
+    grad, ctx.grad = ctx.grad, None
+    return made_again(*ctx.saved_tensors)[1] if grad is None else grad # none: once more through a graph that was kept
+
 # %% ../nbs/15_supervision.ipynb #0709d91e
 def _candidate_piece(log_p, possible, grad):
     allowed = unpack(possible, log_p.shape[1])
@@ -39,17 +44,21 @@ def _candidate_piece(log_p, possible, grad):
     torch.div(share, -total, out=grad).mul_(told) # exactly zero where every class is possible
     return -((best + total.log())*told).squeeze(1)
 
+def _candidates(log_p, possible):
+    grad = torch.empty_like(log_p)
+    return torch.cat([_candidate_piece(*piece) for piece in _pieces(log_p, possible, grad)]), grad
+
 class _CandidateNLL(torch.autograd.Function):
     "Of log probabilities (B, C, H, W) and candidate sets (B, H, W)."
     @staticmethod
     def forward(ctx, log_p, possible):
-        grad = torch.empty_like(log_p)
-        ctx.save_for_backward(grad)
-        return torch.cat([_candidate_piece(*piece) for piece in _pieces(log_p, possible, grad)])
+        ctx.save_for_backward(log_p, possible)
+        loss, ctx.grad = _candidates(log_p, possible)
+        return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, by): return ctx.saved_tensors[0]*by[:, None], None
+    def backward(ctx, by): return _gradient(ctx, _candidates).mul_(by[:, None]), None
 
 # %% ../nbs/15_supervision.ipynb #7d66e1c9
 def candidate_nll(logits:Tensor, # float (B, C, H, W)
@@ -145,17 +154,22 @@ def _signed_piece(logits, certain, possible, grad):
     torch.ops.aten.log_sigmoid_backward.grad_input(sign, signed, buffer, grad_input=grad)
     return log_p.sum((1, 2, 3))
 
+def _signed(logits, certain, possible):
+    "The sum of log probabilities of what is told (B,), and its gradient."
+    grad = torch.empty_like(logits)
+    return torch.cat([_signed_piece(*piece) for piece in _pieces(logits, certain, possible, grad)]), grad
+
 class _SignedBCE(torch.autograd.Function):
     "The sum of log probabilities of what is told, of logits (B, C, h, w) and class sets (B, h, w)."
     @staticmethod
     def forward(ctx, logits, certain, possible):
-        grad = torch.empty_like(logits)
-        ctx.save_for_backward(grad)
-        return torch.cat([_signed_piece(*piece) for piece in _pieces(logits, certain, possible, grad)])
+        ctx.save_for_backward(logits, certain, possible)
+        loss, ctx.grad = _signed(logits, certain, possible)
+        return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, by): return ctx.saved_tensors[0]*by[:, None, None, None], None, None
+    def backward(ctx, by): return _gradient(ctx, _signed).mul_(by[:, None, None, None]), None, None
 
 # %% ../nbs/15_supervision.ipynb #3e5eb750
 def _softmax_bce(logits, certain, possible):

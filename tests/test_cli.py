@@ -234,36 +234,37 @@ def test_a_missing_extra_is_named(work):
     assert done.stderr == "mlds: this command runs a notebook, for which papermill is missing: pip install 'mlds[run]'\n"
 
 
-def begun(work, out):
+LONGER = [*TINY, '--iterations', '60', '--epochs', '30']
+
+def saved(work, out):
+    "When the checkpoint of an unfinished training was written; 0 if there is none."
+    return max((f.stat().st_mtime_ns for f in (work/out).glob('.work/*.partial/checkpoint.pt')), default=0)
+
+def begun(work, out, after=0):
     "A training in a process of its own, once it has saved something."
-    words = [*START, 'train', 'eyes', '--out', out, *TINY, '--iterations', '60', '--epochs', '30']
+    words = [*START, 'train', 'eyes', '--out', out, *LONGER]
     process = subprocess.Popen(list(map(str, words)), cwd=work, env=environment(), text=True, start_new_session=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     until = time.time() + 120
-    while not list((work/out).glob('.work/*.partial/checkpoint.pt')):
+    while saved(work, out) <= after:
         assert process.poll() is None and time.time() < until, process.communicate()
         time.sleep(.02)
     return process, psutil.Process(process.pid).children(recursive=True)
 
-def go_on(work, out):
-    mlds(work, 'train', 'eyes', '--out', out, *TINY, '--iterations', 60, '--epochs', 30)
-    assert len(record(work/out)['environment']['earlier']) == 1 and not (work/out/'.work').exists()
-
-def test_a_killed_training_goes_on(work):
-    process, kernels = begun(work, 'killed')
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    psutil.wait_procs(kernels, timeout=20) # they notice that their parent is gone
-    assert not (work/'killed/run.json').exists()
-    go_on(work, 'killed')
-
-def test_ctrl_c(work):
-    process, kernels = begun(work, 'stopped')
+def test_a_stopped_and_killed_training_goes_on(work):
+    "Ctrl-C first; the same command goes on and is killed; the same command goes on."
+    process, kernels = begun(work, 'broken')
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and said.endswith('\nstopped; the same command goes on\n')
     assert not psutil.wait_procs(kernels, timeout=20)[1]
-    go_on(work, 'stopped')
+    process, kernels = begun(work, 'broken', after=saved(work, 'broken'))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    psutil.wait_procs(kernels, timeout=20) # they notice that their parent is gone
+    assert not (work/'broken/run.json').exists()
+    mlds(work, 'train', 'eyes', '--out', 'broken', *LONGER)
+    assert len(record(work/'broken')['environment']['earlier']) == 2 and not (work/'broken/.work').exists()
 
 def test_paper_2(tmp_path):
     "From image labels to weights that a training starts from; a step reads from the one before what it must know."

@@ -248,7 +248,7 @@ def starts(tmp_path_factory):
     return results, root/'figures/starts'
 
 def test_starts_are_compared_over_pretrainings(starts):
-    results, _ = starts
+    results, drawn = starts
     found = read_results(results)
     of = start_differences(found.cells[found.cells.table == 'table5'], found, 'backbone, compute-matched')
     of = of.set_index(['row', 'column', 'class'])
@@ -256,6 +256,8 @@ def test_starts_are_compared_over_pretrainings(starts):
     assert doll.families == 3 and abs(doll.value - .1) < .03 and doll.low > 0
     same = of.loc['mean position, end to end', 'infection 2%', 'infection']
     assert same.families == 3 and same.high - same.low > .02, 'three pre-trainings are no six repetitions'
+    saved = pd.read_csv(drawn/'table5_differences.csv').query('less == "backbone, compute-matched"')
+    assert saved.value.to_numpy() == pytest.approx(of.value.to_numpy(), abs=1e-6)
 
 def test_variants_of_one_run_keep_their_images(starts):
     results, _ = starts

@@ -212,7 +212,7 @@ def settings(checkout):
 
 def test_a_long_series_is_done_in_order_and_goes_on(checkout, tmp_path, settings):
     "The plan's first runs are done first, and are there when everything is killed; what is there is not done again."
-    settings('\n[series]\nextends = evidence128\nfocus = 2\nbudgets = 2\nseeds = 0 1\nsize = 32x48\nvolumes = 10\n'
+    settings('\n[series]\nextends = evidence128\nfocus = 2\nbudgets = 2\nseeds = 0\nsize = 32x48\nvolumes = 10\n'
              'pool = all\niterations = 2\nepochs = 1\nbs = 1\nwidth = 2\ndepth = 2\n')
     plan = make_plan(checkout/'settings.ini', 'series', runs=tmp_path/'runs', cores=1)
     arguments = ['make', '-s', '-o', 'install', 'reproduce', 'PROFILE=series', 'CORES=1', f'RUNS={tmp_path}/runs',

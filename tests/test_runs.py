@@ -157,13 +157,19 @@ def alive(pid):
 
 def results(plan): return {name: read_run(Path(plan['root'])/name)['metrics'] for name in plan['runs']}
 
+@pytest.fixture(scope='module')
+def quiet(experiment, tmp_path_factory):
+    "The results of a job that nothing disturbs."
+    plan, file = job_of(experiment, folder := tmp_path_factory.mktemp('quiet'))
+    assert begin(file).wait() == 0
+    assert all((folder/'logs'/f'{name}.ipynb').exists() for name in plan['runs'])
+    return results(plan)
+
 
 @pytest.mark.skipif(not Path('/proc').is_dir(), reason='needs /proc')
 @pytest.mark.parametrize('victim', ['kernel', 'process', 'group'])
-def test_a_killed_job_goes_on(experiment, tmp_path, victim):
+def test_a_killed_job_goes_on(experiment, quiet, tmp_path, victim):
     "The finished run stays as it is, the half-done one goes on where it was, and the numbers are those of a quiet day."
-    quiet, file = job_of(experiment, tmp_path/'quiet')
-    assert begin(file).wait() == 0
     plan, file = job_of(experiment, tmp_path/'killed', pause=.2)
     first, second, third = (tmp_path/'killed'/name for name in plan['runs'])
     p = begin(file)
@@ -180,18 +186,15 @@ def test_a_killed_job_goes_on(experiment, tmp_path, victim):
     before = {f: f.stat().st_mtime_ns for f in first.iterdir()}
     assert begin(job_of(experiment, tmp_path/'killed')[1]).wait() == 0
     assert {f: f.stat().st_mtime_ns for f in first.iterdir()} == before
-    assert results(plan) == results(quiet), 'each step was done once'
+    assert results(plan) == quiet, 'each step was done once'
     assert not list((tmp_path/'killed').glob('*.partial'))
 
 
-def test_a_run_does_not_see_the_one_before(experiment, tmp_path):
+def test_a_run_does_not_see_the_one_before(experiment, quiet, tmp_path):
     "Alone or third in a job, a run gives the same numbers."
-    together, file = job_of(experiment, tmp_path/'together')
-    assert begin(file).wait() == 0
     alone, file = job_of(experiment, tmp_path/'alone', seeds=[2])
     assert begin(file).wait() == 0
-    assert results(alone).items() <= results(together).items()
-    assert all((tmp_path/'together/logs'/f'{name}.ipynb').exists() for name in together['runs'])
+    assert results(alone).items() <= quiet.items()
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()

@@ -120,6 +120,18 @@ def covid_as_masks(to, expert=100, lungs_only=60, bare=40):
     (to/'classes.txt').write_text('\n'.join(['background', *COVID]) + '\n')
     return rows
 
+def covid_as_infection(to):
+    "The images with an expert's masks, ground-glass and consolidation as one class; patients with near-duplicates merged."
+    source, table = copy('cxr_covid')
+    drawn = table[table.has_expert_mask == 1]
+    for i in drawn.id:
+        save(pixels(source/f'images/{i}.png'), to/f'images/{i}.png')
+        stored = np.asarray(Image.open(source/f'masks_bits/{i}.png'))
+        save(np.uint8(stored & (COVID['ground-glass'] | COVID['consolidation']) > 0), to/f'masks/{i}.png')
+    drawn.assign(group=drawn.split_group)[['id', 'group']].to_csv(to/'labels.csv', index=False)
+    (to/'classes.txt').write_text('background\ninfection\n')
+    return drawn
+
 
 if __name__ == '__main__':
     root = Path(sys.argv[1])
@@ -127,3 +139,4 @@ if __name__ == '__main__':
     duke_as_mat(root/'duke_mat')
     jsrt_as_raw(root/'jsrt_raw')
     covid_as_masks(root/'covid')
+    covid_as_infection(root/'covid_infection')

@@ -277,3 +277,40 @@ def test_figures_of_what_is_trained_and_for_how_long(starts):
     for name in ('table5', 'figure6', 'figure7'):
         assert np.asarray(Image.open(drawn/f'{name}.png').convert('L')).std() > 5
         assert 'nan' not in (drawn/f'{name}.md').read_text()
+
+
+# paper 1 on a folder: a cross-validation, in which tight boxes are worth .15
+
+def found_in_fold(row, seed, n=4):
+    "What a run finds in the images of the patients of its fold; patients of a fold share its luck."
+    rng = np.random.default_rng(seed)
+    union = rng.integers(150, 600, n)
+    share = .5 + .15*(row == 'EMA-taught, tight boxes') + rng.normal(0, .03, n) + jitter(row + str(seed), .01)
+    found = (union*share).round().astype(int)
+    patients = [f'p{seed}-{k}' for k in range(n)]
+    return pd.DataFrame(dict(variant='', id=patients, group=patients, TP=found, FP=0, FN=union - found)).assign(**{'class': 'fluid'})
+
+def test_a_cross_validation_of_real_images(tmp_path):
+    "From a folder to a table whose intervals go over the folds, and which says what it could have shown."
+    (tmp_path/'eyes').mkdir()
+    (tmp_path/'eyes/labels.csv').write_text('id,group\n')
+    plan = make_plan(ROOT/'settings.ini', 'evidence', str(tmp_path/'eyes'), tmp_path/'runs')
+    for c in plan['cells']:
+        run = plan['runs'][c['run']]
+        assert (run['params']['folds'], run['params']['fold']) == (5, c['seed'])
+        folder = Run(plan['root'], 'train', run['params'], data_manifest(run['params'])).start('CPU')
+        folder.environments[-1] |= dict(commit='c0ffee', changes=[])
+        counts = found_in_fold(c['row'], c['seed'])
+        folder.save_table('per_image.csv', counts)
+        folder.finish(dict(images=4, mean_iou=float(counts.TP.sum()/(counts.TP + counts.FN).sum())))
+    results, figures = export(plan), tmp_path/'figures'
+    assert set(read_results(results).runs.data) == {'eyes'}, 'the place of a folder is nobody\'s business'
+    draw('evidence', str(tmp_path/'eyes'), results.parent, figures, ['table2'], tmp_path/'logs')
+    drawn = figures/'evidence-eyes'
+    found = table(drawn, 'table2_batch')
+    boxes, nothing = (found.loc[f'EMA-taught, {what}', '6'] for what in ('tight boxes', 'nothing'))
+    assert boxes.low < .15 < boxes.high and boxes.p < .05 and nothing.low < 0 < nothing.high and boxes.df < 5
+    text = (drawn/'table2.md').read_text()
+    assert 'over the 20 test images' in text and 'intervals over the 5 folds' in text and 'nan' not in text
+    assert re.search(r'A true difference of 0\.0\d\d would be told from zero .* about \d+\.\d times the patients', text)
+    assert '**EMA-taught, tight boxes**' not in text and 'Is anything else better' not in text and '/' + 'tmp' not in text

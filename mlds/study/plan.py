@@ -333,18 +333,21 @@ def _headline(profile):
     return dict(table2=[c for c in cells if _is_headline(*c[:2], profile['focus'])])
 
 # %% ../../nbs/35_plan.ipynb #78efd26e
-MAIN = ['masks alone', TWICE, *_arms('EMA-taught', ['nothing', 'image labels', 'points', 'tight boxes'])]
+MAIN = [TWICE, *_arms('EMA-taught', ['tight boxes', 'nothing', 'points', 'image labels']), 'masks alone']
 
 def _main(profile):
-    "Cells for a set of real images."
-    cells = _evidence(profile)['table2']
-    return dict(table2=[c for c in cells if c[0] in MAIN and c[:2] != ('masks alone', 'all')])
+    "Cells for a set of real images, in the order in which they are run."
+    cells = [c for c in _evidence(profile)['table2'] if c[0] in MAIN and c[:2] != ('masks alone', 'all')]
+    return dict(table2=sorted(cells, key=lambda c: MAIN.index(c[0])))
 
 _DESIGNS = dict(short=_short, evidence=_evidence, headline=_headline, main=_main)
 
 # %% ../../nbs/35_plan.ipynb #6f852291
-def _turn(table, row, column, seed, focus):
+def _turn(table, row, column, seed, profile):
     "When a cell's run is done: its turn, and its seed."
+    focus = profile['focus']
+    if profile['design'] == 'short': return ()
+    if profile['design'] == 'main': return MAIN.index(row), seed
     if table != 'table2': return {'table1': 3, 'table7': 6}[table], seed
     if _is_headline(row, column, focus): return 0, seed
     if row.startswith(('self-taught', 'untaught')): return 5, seed
@@ -358,13 +361,12 @@ def _check_turns(seeds, folds):
     raise ValueError(f"seeds are {said}, and folds {folds}: write whole turns, such as 0 to {folds-1}")
 
 def _plan_oct(plan, profile, tables):
-    cells, ordered = _DESIGNS[profile['design']](profile), profile['design'] in ('evidence', 'headline')
-    folds = profile['train']['folds']
+    cells, folds = _DESIGNS[profile['design']](profile), profile['train']['folds']
     _check_turns(profile['seeds'], folds)
     for table, seed in product(tables, profile['seeds']):
         own = dict(seed=seed, fold=seed % folds) if folds else dict(seed=seed)
         for row, column, params in cells[table]:
-            turn = _turn(table, row, column, seed, profile['focus']) if ordered else ()
+            turn = _turn(table, row, column, seed, profile)
             plan.cell(table, row, column, seed, plan.run('train', profile['train'] | params | own, turn=turn))
 
 # %% ../../nbs/35_plan.ipynb #430844c9

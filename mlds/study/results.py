@@ -44,7 +44,8 @@ def _run_row(record):
     numbers = {k: v for k, v in metrics.items() if v is None or isinstance(v, (int, float))}
     machine = dict(seconds=record['seconds'], device=env['device'], cpu=env['cpu'], torch=env['packages']['torch'])
     code = dict(commit=env['commit'], dirty=bool(env['changes']), changes=' '.join(env['changes'] or []))
-    return dict(run=record['name'], notebook=record['notebook']) | record['params'] | numbers | machine | code
+    params = record['params'] | dict(data=identity(record['params']).get('data', '')) # the folder's name, not its place
+    return dict(run=record['name'], notebook=record['notebook']) | params | numbers | machine | code
 
 # %% ../../nbs/37_results.ipynb #50a5103d
 _NAMES = 'run variant id group class target measure name table row column'.split() # columns of text
@@ -254,6 +255,15 @@ def counts(self:Results,
     odd = [r for r, f in zip(runs, found) if f[:2] != found[0][:2]]
     if odd: raise ValueError(f"runs {runs[0]} and {odd[0]} were not tested on the same patients and classes")
     return np.stack([f[2] for f in found])
+
+# %% ../../nbs/37_results.ipynb #e2e3a3a5
+@patch
+def folds(self:Results,
+          runs:Sequence[str] # names of runs
+) -> int: # 0 if there is no cross-validation
+    "Number of parts of the cross-validation that runs belong to."
+    if 'folds' not in self.runs: return 0
+    return int(self.runs.folds[self.runs.run.isin(list(runs))].fillna(0).max())
 
 # %% ../../nbs/37_results.ipynb #cb2324ff
 def read_results(folder:str|Path # e.g. results/quick

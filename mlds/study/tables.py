@@ -7,9 +7,9 @@ __all__ = ['SPREAD', 'ENOUGH', 'VERDICTS', 'cell_runs', 'long_table', 'cell_text
            'interval_column', 'difference_table', 'axis_start', 'plot_table', 'interval_figure', 'describe_data',
            'footer', 'provenance', 'save_result', 'cell_means', 'compare_cells', 'judge', 'mean_text',
            'difference_text', 'verdict_text', 'wide_text', 'name_cells', 'verdict_words', 'forest_figure',
-           'margin_figure', 'worst_tenths', 'seed_text', 'harm_table', 'power_text', 'not_run', 'observation_matrix',
-           'committee_aurocs', 'count_tensor', 'score_counts', 'count_difference', 'curve_figure', 'table_inputs',
-           'class_table', 'pretraining_scores', 'start_differences']
+           'margin_figure', 'worst_tenths', 'seed_text', 'harm_table', 'power_text', 'difference_power_text', 'not_run',
+           'observation_matrix', 'committee_aurocs', 'count_tensor', 'score_counts', 'count_difference', 'curve_figure',
+           'table_inputs', 'class_table', 'pretraining_scores', 'start_differences']
 
 # %% ../../nbs/38_tables.ipynb #24dd7064
 import json
@@ -27,8 +27,8 @@ from ..files import atomic_file
 from ..metrics import auroc_table, bootstrap_interval, dice, foreground_iou, iou
 from .plan import plan_name
 from .results import Results, read_results
-from .statistics import (add_interval, bootstrap_difference, bootstrap_mean, detectable_margins, harm_rates,
-                                   holm, holm_lower, p_above, p_below, paired_differences, run_scores, seed_interval,
+from .statistics import (add_interval, bootstrap_difference, bootstrap_mean, detectable_margins, fold_difference, fold_mean,
+                                   harm_rates, holm, holm_lower, p_above, p_below, paired_differences, run_scores, seed_interval,
                                    smallest_margins, verdict_curve, verdicts, worst_share)
 
 # %% ../../nbs/38_tables.ipynb #dab1877c
@@ -251,16 +251,28 @@ def _estimates(lines, names):
     table = pd.DataFrame(lines, columns=[*names, 'seeds', 'value', 'error', 'df'])
     return add_interval(table.astype(dict(seeds=int, value=float, error=float, df=float)))
 
+# %% ../../nbs/38_tables.ipynb #21521922
+def _fold_counts(results, runs, folds):
+    "Counts of a cell's runs by turn and fold, (turns, folds, C, 3)."
+    turns = {t: part for t, part in runs.groupby(runs.index//folds)}
+    whole = [part for part in turns.values() if len(part) == folds] or [turns[min(turns)]]
+    return np.stack([[results.counts([run])[0].sum(0) for run in part] for part in whole])
+
+def _counts(results, runs):
+    "Counts of a cell's runs, (seeds, patients, C, 3), or of a cross-validation (turns, folds, C, 3)."
+    folds = results.folds(runs)
+    return _fold_counts(results, runs, folds) if folds else results.counts(runs)
+
 # %% ../../nbs/38_tables.ipynb #dcd5c228
 def cell_means(cells:pd.DataFrame, # of a plan: row, column, seed, run
                results:Results # from `read_results`
 ) -> pd.DataFrame: # row, column, seeds, value, error, df, low, high; least and most: of the seeds
-    "Mean IoU of each cell, with its interval over patients and seeds where there are five seeds."
+    "Mean IoU of each cell, with its interval over patients and seeds, or folds, where there are five seeds."
     lines, ranges = [], []
     for (row, column), runs in _runs_by_seed(cells).items():
-        counts = results.counts(runs)
+        counts, estimate = _counts(results, runs), fold_mean if results.folds(runs) else bootstrap_mean
         scores = run_scores(counts)
-        mean = bootstrap_mean(counts) if len(runs) >= ENOUGH else dict(value=scores.mean())
+        mean = estimate(counts) if len(runs) >= ENOUGH else dict(value=scores.mean())
         lines.append(dict(row=row, column=column, seeds=len(runs)) | mean)
         ranges.append((scores.min(), scores.max()))
     return _estimates(lines, ['row', 'column']).assign(**dict(zip(('least', 'most'), zip(*ranges))))
@@ -270,9 +282,9 @@ def _difference(results, runs, others):
     "Difference of two cells over the seeds that both have."
     seeds = runs.index.intersection(others.index)
     if seeds.empty: return dict(seeds=0)
-    a, b = results.counts(runs[seeds]), results.counts(others[seeds])
+    a, b = (_counts(results, r[seeds]) for r in (runs, others))
     found = dict(value=(run_scores(a) - run_scores(b)).mean())
-    if len(seeds) >= ENOUGH: found = bootstrap_difference(a, b)
+    if len(seeds) >= ENOUGH: found = (fold_difference if results.folds(runs) else bootstrap_difference)(a, b)
     return dict(seeds=len(seeds)) | found
 
 # %% ../../nbs/38_tables.ipynb #ce5b7431
@@ -448,6 +460,16 @@ def power_text(table:pd.DataFrame # from `compare_cells`
     if not len(margins): return f'No comparison has the {ENOUGH} seeds that a verdict needs.'
     return ("A row without any loss would be shown to be non-inferior with 80 % chance, standing alone, at a margin of "
             f"{np.median(margins):.3f} in the median comparison ({margins.min():.3f} to {margins.max():.3f}).")
+
+def difference_power_text(table:pd.DataFrame, # from `compare_cells`
+                          margin:float # difference that one would like to see
+) -> str: # a sentence or two
+    "The true difference that would be told from zero, and how many patients a difference of `margin` would take."
+    least = np.median(detectable_margins(table[table.error.notna()]))
+    if np.isnan(least): return f'No comparison has the {ENOUGH} seeds that an interval needs.'
+    more = (least/margin)**2
+    return (f"A true difference of {least:.3f} would be told from zero with 80 % chance in the median comparison, "
+            f"standing alone; one of {margin:g} would take about {more:.1f} times the patients.")
 
 # %% ../../nbs/38_tables.ipynb #dab92803
 def _which_seeds(seeds, planned):

@@ -240,6 +240,6 @@ def test_a_folder_with_an_apostrophe(checkout, tmp_path, settings):
     settings('\n[small]\nbudgets = 2\nseeds = 0\nsize = 32x48\niterations = 2\nepochs = 1\nbs = 1\n'
              'width = 2\ndepth = 2\nresults = table2\n')
     folders = f'DATA={data}', f'RUNS={tmp_path}/my runs', f'FIGURES={tmp_path}/my figures'
-    said = make('reproduce', 'PROFILE=small', *folders, cwd=checkout)
+    said = make('reproduce', 'PROFILE=small', 'CORES=1', *folders, cwd=checkout)
     table = tmp_path/"my figures/small-Anna's scans/table2.md"
     assert said.startswith("small-Anna's scans: 6 runs") and table.exists()

@@ -78,6 +78,9 @@ def _wrong_rows(table, path):
 # %% ../nbs/07_catalogue.ipynb #2ec71054
 def _split_problems(cat):
     "What is wrong with the column `split`, a line each."
+    blank = cat.split.isna() | (cat.split == '')
+    if blank.any(): yield f"split is blank for {blank.sum()} images: write train, valid or test, or remove the column"
+    cat = cat[~blank]
     unknown = set(cat.split) - {'train', 'valid', 'test'}
     if unknown: yield f"split {sorted(map(str, unknown))} is unknown: the splits are train, valid, test"
     sides = cat.groupby('group').split.nunique()

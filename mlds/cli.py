@@ -387,14 +387,19 @@ def _run(notebook, data, out, params, tell=None):
     else: _work(notebook, out, params, tell)
     return out
 
+def _remarks(metrics):
+    "What a user should know of a run's scores."
+    if (score := metrics.get('mean_iou', 1)) < .1:
+        yield f"mean IoU {score:.2f}: hardly anything was found; look at report.html, train longer, or annotate more"
+    if metrics.get('groups') == 1: yield "the test images are of one group: the report has no intervals"
+
 def _work(notebook, out, params, tell):
     if not any(out.glob('.work/*/run.json')):
         if tell: tell(params)
+        if any(out.glob('.work/*/checkpoint.pt')): print('going on from the last checkpoint', file=sys.stderr)
         _execute(notebook, params, out/'.work'/f'{notebook}.ipynb')
     _move_up(out, notebook)
-    print(f"{_short(out)}: {_names(out)}", flush=True)
-    if (score := read_json(out/'run.json')['metrics'].get('mean_iou', 1)) < .1:
-        print(f"mean IoU {score:.2f}: hardly anything was found; look at report.html, train longer, or annotate more")
+    print(f"{_short(out)}: {_names(out)}", *_remarks(read_json(out/'run.json')['metrics']), sep='\n', flush=True)
 
 # %% ../nbs/31_cli.ipynb #61aad34a
 _EXAMPLES = 'eyes', 'findings', 'anatomy', 'infection'
@@ -458,12 +463,21 @@ def check(folder:Annotated[str, dict(nargs='+')], # data folder, or several that
     return 0
 
 # %% ../nbs/31_cli.ipynb #669ff4b4
+def _why(run):
+    "The error that ended a run, where its notebook has one."
+    with suppress(ValueError): # a notebook that was cut while it was saved
+        cells = [c for file in run.glob('.work/*.ipynb') for c in read_json(file)['cells']]
+        errors = [o['evalue'] for c in cells for o in c.get('outputs', []) if o['output_type'] == 'error']
+        if errors: return f" (it ended with: {errors[-1]})"
+    return ''
+
 def _model_file(run):
     "The model of a finished run, or the file itself."
     run = Path(run)
     file = run/'model.safetensors' if run.is_dir() else run
     if file.is_file(): return file.absolute()
-    if (run/'.work').is_dir(): raise ValueError(f"{run} is not finished: give the command that began it once more")
+    if (run/'.work').is_dir():
+        raise ValueError(f"{run} is not finished{_why(run)}: give the command that began it once more")
     raise FileNotFoundError(f"there is no model at {file}: give the folder of a finished run, or a model file")
 
 _SHAPE = ('encoder', 'width', 'head_width', 'depth', 'negative_slope', 'adapters')

@@ -7,15 +7,17 @@ __all__ = ['EXPORT_READERS', 'read_table', 'SomeClasses', 'read_folder', 'into_t
            'check_folder', 'check_rows', 'contact_sheet', 'save_example']
 
 # %% ../nbs/08_folders.ipynb #e16549a7
-import codecs, csv, io, math, zlib
+import codecs, csv, io, math, re, warnings, zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from html import escape
 from itertools import cycle
 from pathlib import Path
 from textwrap import fill
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
@@ -32,19 +34,21 @@ from .annotations import (Annotation, Boxes, ClassMasks, ExtremePoints, ImageLab
 from .catalogue import (Catalogue, _numbered_slices, _raise_problems, _split_problems, _wrong_labels, _wrong_rows,
                             check_labels, task_of)
 from .classsets import MAX_CLASSES, TIGHT, class_sets, encode, region_classes
-from .files import (IMAGE_SUFFIXES, ImageSlice, atomic_file, find_image, image_size, image_slices, image_stem,
-                        open_image, read_image, read_mask, resize_image, write_once)
+from .files import (IMAGE_SUFFIXES, VOLUME_SUFFIXES, ImageSlice, atomic_file, find_image, image_size,
+                        image_slices, image_stem, open_image, read_image, read_mask, resize_image, write_once)
 from .phantoms.oct import OCT_CLASSES, oct_phantoms
 from .show import _grid, _show_item, add_legend, legend_handles
 from .task import Task, check_names
 
 # %% ../nbs/08_folders.ipynb #e43d1298
+def _plain_ends(text): return text.replace('\r\n', '\n').replace('\r', '\n')
+
 def _text_of(path):
     "The text of a file, and its encoding."
     data = Path(path).read_bytes()
     marked = data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     for encoding in ['utf-16'] if marked else ['utf-8-sig', 'cp1252', 'latin-1']*(b'\0' not in data):
-        with suppress(UnicodeDecodeError): return data.decode(encoding), encoding
+        with suppress(UnicodeDecodeError): return _plain_ends(data.decode(encoding)), encoding
     raise ValueError(f"{path} is not a text file in a known encoding: save it as CSV UTF-8")
 
 # %% ../nbs/08_folders.ipynb #918e8bba
@@ -58,11 +62,18 @@ def _check_cells(text, separator):
     rows = filter(None, csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True, strict=True))
     names = [name.strip() for name in next(rows, [])]
     twice = [name for name, times in Counter(names).items() if times > 1 and name]
-    if twice: raise ValueError(f"the column {twice[0]} occurs twice: remove one")
+    if twice: raise ValueError(f"the column {twice[0]} occurs twice: remove one, or write a first line of names")
     for i, row in enumerate(rows, 2):
         if any(row[len(names):]):
             raise ValueError(f"row {i} has {len(row)} cells, but there are {len(names)} columns: "
                              f"put text that holds {separator!r} in quotes")
+
+# %% ../nbs/08_folders.ipynb #8015dcc5
+def _instead(path):
+    "What may be meant where a file is missing."
+    there = {p.name.lower(): p.name for p in path.parent.iterdir()} if path.parent.is_dir() else {}
+    close = get_close_matches(path.name.lower(), there, n=1, cutoff=.75)
+    return f"; there is {there[close[0]]}: save it as {path.name}" if close else ''
 
 # %% ../nbs/08_folders.ipynb #8f00f3cc
 def _parse(path):
@@ -74,7 +85,9 @@ def _parse(path):
         _check_cells(text, separator)
         tables = [pd.read_csv(io.StringIO(text), **options, **o) for o in (dict(dtype=str, keep_default_na=False), {})]
     except pd.errors.EmptyDataError: raise ValueError(f"{path} cannot be read: it is empty") from None
-    except (ValueError, csv.Error) as e: raise ValueError(f"{path} cannot be read: {str(e).strip()}") from None
+    except (ValueError, csv.Error) as e:
+        reason = str(e).strip().replace('unexpected end of data', 'a quote is opened and never closed')
+        raise ValueError(f"{path} cannot be read: {reason}") from None
     for t in tables: t.columns, t.attrs['encoding'] = t.columns.str.strip(), encoding
     return tables
 
@@ -86,7 +99,9 @@ def read_table(path:str|Path, # CSV file: cells separated by comma, semicolon, t
 ) -> pd.DataFrame: # ids, groups and other text as str, '' where blank; `attrs['encoding']` says what it was
     "A table from a CSV file; raises with the file's name if it cannot be read or lacks a column."
     if not Path(path).exists():
-        raise FileNotFoundError(f"{path} does not exist: a dataset folder needs it, with columns {', '.join(needed)}")
+        raise FileNotFoundError(f"{path} does not exist: a dataset folder needs it, with columns {', '.join(needed)}"
+                                f"{_instead(Path(path))}")
+    if Path(path).is_dir(): raise IsADirectoryError(f"{path} is a folder: a CSV file is needed there")
     text, table = _parse(path)
     if missing := [c for c in needed if c not in table]:
         names = ', '.join(map(str, table.columns))
@@ -96,8 +111,8 @@ def read_table(path:str|Path, # CSV file: cells separated by comma, semicolon, t
 # %% ../nbs/08_folders.ipynb #628d8497
 def _clean_id(name, k=''):
     "An id without suffix, and with the number of its slice."
-    folder, slash, file = name.rpartition('/')
-    return folder + slash + image_stem(file) + (f'/{k}' if k else '')
+    folder, slash, file = name.replace('\\', '/').rpartition('/')
+    return normalize('NFC', folder + slash + image_stem(file) + (f'/{k}' if k else ''))
 
 def _clean_ids(table):
     "The table with ids that name images, slices included."
@@ -152,6 +167,17 @@ def _class_folders(folder):
     return [n for n in _sub_folders(folder/'masks') if not (folder/'images'/n).is_dir()]
 
 # %% ../nbs/08_folders.ipynb #9d1e0cbe
+def _named_classes(path):
+    "The names in classes.txt."
+    names = _read_names(path)
+    if names and all(re.match(r'\d+[\s,;:.]', n) for n in names):
+        raise ValueError(f"{path}: leave out the numbers at the beginning of its lines")
+    if len(names) == 1 and re.search('[,;\t]', names[0]):
+        raise ValueError(f"{path}: write each name on a line of its own")
+    if names and 'background' not in names[0].lower():
+        warnings.warn(f"{path}: {names[0]} is taken for the background, as it comes first")
+    return names
+
 def _coloured_classes(path): return [name for name in read_table(path, ['class'])['class'] if name != 'unknown']
 
 def _read_classes(folder:str|Path # dataset folder
@@ -159,7 +185,7 @@ def _read_classes(folder:str|Path # dataset folder
     "Names in classes.txt, else in colours.csv, else of the folders of masks, else of observations, else numbered."
     folder = Path(folder)
     names, colours, observations = folder/'classes.txt', folder/'colours.csv', folder/'observations.txt'
-    if names.exists(): return _read_names(names)
+    if names.exists(): return _named_classes(names)
     if colours.exists(): return list(check_names(_coloured_classes(colours), where=colours))
     if separate := _class_folders(folder): return ['background', *separate]
     if (folder/'masks').exists(): return _numbered_classes(folder)
@@ -242,12 +268,16 @@ def _found(self:_Folder, place, name):
 @patch
 def find_images(self:_Folder):
     "The rows of all images that can be found."
-    found = [(k, *row) for k, name in enumerate(self.table.id) for row in self._found(k, name)]
+    there = (self.path/'images').is_dir()
+    if not there: self.problems.append(f"{self.path/'images'} does not exist: put the images into it")
+    found = [(k, *row) for k, name in enumerate(self.table.id if there else []) for row in self._found(k, name)]
     found = pd.DataFrame(found, columns=['place', 'id', 'image', 'size_', 'spacing']).astype(dict(place=int, id=object))
     rows = self.table.iloc[found.pop('place')].reset_index(drop=True)
     slices = found.image.map(lambda image: getattr(image, 'slice', None)).astype('Int64')
-    of_volume = (rows.id != found.id).tolist()
-    self.rows = rows.assign(**found, slice=slices, of_volume=of_volume)
+    of_volume = rows.id != found.id
+    self.rows = rows.assign(**found, slice=slices, of_volume=of_volume.tolist())
+    twice = rows.id[~of_volume & found.id.isin(found.id[of_volume])]
+    self.problems += [f"{self.path/'labels.csv'}: {i} is a slice of a volume that has a row: remove one" for i in twice]
 
 # %% ../nbs/08_folders.ipynb #035d38aa
 @patch
@@ -437,12 +467,20 @@ def file(self:_Folder, where, row):
     try: file, k = find(folder, row['id'], 'annotation')
     except FileNotFoundError: return None
     self.sources[row['id']] = file
-    if k is not None: _check_slices(file, image.file)
+    volume = k is not None or file.name.lower().endswith(VOLUME_SUFFIXES)
+    if volume: _check_geometry(file, getattr(image, 'file', image))
     return file, k
 
-def _check_slices(file, image):
-    n, expected = image_slices(file), image_slices(image)
-    if n != expected: raise ValueError(f"{file} holds {n} slices, but {image} holds {expected}: they must agree")
+def _check_geometry(file, image):
+    "Raise if what annotates a volume has other slices, or says that it lies elsewhere."
+    own, other = open_image(file, 'annotation'), open_image(image)
+    if own.slices != other.slices:
+        raise ValueError(f"{file} holds {own.slices} slices, but {image} holds {other.slices}: they must agree")
+    for what in ('spacing', 'directions'):
+        a, b = getattr(own, what) or (), getattr(other, what) or ()
+        if len(a) == len(b) and not np.allclose(a, b, rtol=.01, atol=1e-4):
+            raise ValueError(f"{file} has other {what} in its header than {image}, {a} and {b}: resample it onto the "
+                             "image, or, if pixel lies on pixel, save it with the image's header")
 
 # %% ../nbs/08_folders.ipynb #f1b21aa3
 @patch
@@ -462,6 +500,9 @@ def _colour(name, values):
 @patch
 def _named_colours(self:_Folder, table):
     colours = {name: _colour(name, rgb) for name, *rgb in table[['class', 'red', 'green', 'blue']].values}
+    of_colour = {colour: name for name, colour in colours.items()}
+    for name, colour in colours.items():
+        if of_colour[colour] != name: raise ValueError(f"colours.csv: {name} and {of_colour[colour]} have one colour")
     unknown = colours.pop('unknown', None)
     return dict(values={colour: self.class_id(name) for name, colour in colours.items()}, unknown=unknown)
 
@@ -470,8 +511,10 @@ def read_thresholds(self:_Folder):
     "Core and rim of each class for probability maps."
     path = self.path/'thresholds.csv'
     if not (self.path/'probabilities').is_dir(): return {}
-    table = read_table(path, ['class', 'core', 'rim'])
-    return {self.class_id(n): (core, rim) for n, core, rim in table[['class', 'core', 'rim']].values}
+    rows = read_table(path, ['class', 'core', 'rim'])[['class', 'core', 'rim']].values.tolist()
+    wrong = [(n, v) for n, *cuts in rows for v in map(_number, cuts) if isinstance(v, str) or not 0 <= v <= 1]
+    if wrong: raise ValueError("{}: the class {} has {}: core and rim are numbers from 0 to 1".format(path, *wrong[0]))
+    return {self.class_id(n): (_number(core), _number(rim)) for n, core, rim in rows}
 
 # %% ../nbs/08_folders.ipynb #c0256f9b
 @patch
@@ -494,7 +537,9 @@ def class_ids(self:_Folder, names, hint="; several are separated by ';'"):
 def looked_for(self:_Folder, row):
     "Ids of the classes that were looked for in an image; None where nobody says."
     names = _names_in(row.get('looked_for', ''))
-    return self.class_ids(names) if names else self.everywhere
+    found = self.class_ids(names)
+    if names and not found: raise ValueError(f"looked_for is {names[0]}: name the classes that were looked for")
+    return found if names else self.everywhere
 
 # %% ../nbs/08_folders.ipynb #089ff7f2
 @patch
@@ -632,6 +677,7 @@ def image_labels(self:_Folder, row):
     said, denied = _names_in(row.get('image_labels', '')), _names_in(row.get('absent_labels', ''))
     if not said and not denied: return None
     present, absent, others = self.class_ids(said), self.class_ids(denied), set(range(1, len(self.classes)))
+    if denied and not absent: raise ValueError(f"{denied[0]} cannot be absent: name classes in absent_labels")
     if 'absent_labels' not in row or (said and not present): absent = sorted(others - set(present))
     if row['of_volume']: present = []
     if not present and not absent: return Unlabelled()
@@ -718,6 +764,10 @@ def _of_some_classes(self:_Folder, made, seen):
     return made if knows else SomeClasses(made, every, seen, self.task.overlapping)
 
 # %% ../nbs/08_folders.ipynb #d37b0524
+_LAYOUT = ('images masks masks_bits scribbles certain possible probabilities annotations labels.csv classes.txt '
+           'colours.csv observations.txt looked_for.txt boxes.csv extreme_points.csv points.csv scribbles.csv '
+           'thresholds.csv').split()
+
 def _stems(folder): return {p: _clean_id(p.relative_to(folder).as_posix()) for p in _image_files(folder)}
 
 @patch
@@ -728,12 +778,22 @@ def find_strays(self:_Folder):
     if unlisted := sorted(images - listed - volumes):
         self.notes.append(f"{len(unlisted)} images are not in labels.csv and are left out, such as {unlisted[0]}")
     for where in self._annotation_folders(): self._report_strays(self.path/where, images | listed)
+    self._report_misnamed()
 
 @patch
 def _annotation_folders(self:_Folder):
     maps = [f'probabilities/{n}' for n in self.classes]
     masks = [f'masks/{n}' for n in self.class_folders] or ['masks']
     return [*masks, *maps, 'masks_bits', 'scribbles', 'certain', 'possible']
+
+@patch
+def _report_misnamed(self:_Folder):
+    "Report what has nearly the name of a part of the layout that is not there, and would be passed over."
+    there = [p.name for p in self.path.iterdir() if p.name[0] != '.']
+    absent = {Path(name).stem: name for name in _LAYOUT if name not in there}
+    for name in sorted(set(there) - set(_LAYOUT)):
+        for close in get_close_matches(Path(name).stem.lower(), absent, n=1, cutoff=.8):
+            self.problems.append(f"{self.path/name} is not read: call it {absent[close]}, or move it elsewhere")
 
 @patch
 def _report_strays(self:_Folder, folder, known):
@@ -807,7 +867,7 @@ def inspect(self:_Folder, cat):
     "Open every image and annotation; a row for each."
     rows = list(zip(cat.itertuples(), self.rows.size_))
     facts = [self.facts(*row) for row in (progress_bar(rows, leave=False) if len(rows) > 1000 else rows)]
-    if 'split' in self.table: self.problems += _split_problems(self.table)
+    if 'split' in self.table: self.problems += [f"{self.path/'labels.csv'}: {p}" for p in _split_problems(self.table)]
     return pd.DataFrame(facts)
 
 # %% ../nbs/08_folders.ipynb #3f174b36

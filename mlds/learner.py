@@ -622,7 +622,7 @@ def picture(self:_Output, name, pixels, mask):
     "Draw a prediction beside its image."
     sets = class_sets(torch.as_tensor(mask))[None] if self.task.overlapping else mask[None]
     fig = example_grid(dict(prediction=sets), _shown(pixels), self.task.classes)
-    with atomic_file(self.place('overlays', f'{name}.png')) as f: fig.savefig(f, format='png', dpi=250)
+    with atomic_file(self.place('overlays', f'{name}.png')) as f: fig.savefig(f, format='png', dpi=250, bbox_inches='tight')
     plt.close(fig)
 
 # %% ../nbs/24_learner.ipynb #81aa2242
@@ -840,13 +840,15 @@ class Scores:
     probs: Tensor|None = None # (N, K), of labels of images
     shares: np.ndarray|None = None # (N,), known share of each image; 0..1
     hd95: pd.DataFrame|None = None # N*C rows as in `per_image`, a column whose name has the unit
+    groups: int|None = None # to which the images belong
 
     @property
     def partly(self): return 0 if self.shares is None else int((self.shares < 1).sum())
     @property
     def _words(self):
         part = f'; {self.partly} of {len(self.shares)} images in part only' if self.partly else ''
-        return f'{self.known:.1%} known{part}'
+        alone = '; no intervals: all images are of one group, and groups are resampled' if self.groups == 1 else ''
+        return f'{self.known:.1%} known{part}{alone}'
     def __repr__(self): return f'{self.table.round(3)}\n{self._words}'
     def _repr_html_(self): return f'{self.table.round(3)._repr_html_()}<p>{self._words}</p>'
 
@@ -901,7 +903,7 @@ def _evaluate_pixels(models, rows, task, flip, bar, tiles, distances):
     counts = torch.stack(counts)
     table = score_table(counts, task, rows.group).iloc[1:]
     known, per_image = np.array(known), _per_image(counts, rows, task)
-    scores = Scores(table, float(known.mean()), counts, per_image, list(pred), shares=known)
+    scores = Scores(table, float(known.mean()), counts, per_image, list(pred), shares=known, groups=rows.group.nunique())
     return _with_distances(scores, torch.stack(apart), task, rows, f'HD95 {unit}') if distances else scores
 
 # %% ../nbs/24_learner.ipynb #41151b6d
@@ -919,7 +921,7 @@ def _evaluate_images(models, rows, task, flip, bar, **policy):
     blank = rows.id[~known.any(1).numpy()]
     if len(blank): raise ValueError(f"id {blank.iloc[0]}: no label of it is known: leave it out of the evaluation")
     table = auroc_table(probs, labels, rows.group, task.classes, blank='ignore').set_index('observation')
-    return Scores(table, known.double().mean().item(), probs=probs)
+    return Scores(table, known.double().mean().item(), probs=probs, groups=rows.group.nunique())
 
 # %% ../nbs/24_learner.ipynb #493cce0f
 def evaluate(model:nn.Module|Learner|str|Path|Sequence, # as for `predict`
@@ -960,7 +962,7 @@ def summary(self:Scores) -> dict: # mean_iou, mean_dice; iou and dice by class; 
     "The scores of a segmentation as plain numbers."
     classes, mean = self.table.iloc[:-1], self.table.iloc[-1]
     return dict(mean_iou=mean.IoU, mean_dice=mean.Dice, iou=classes.IoU.to_dict(), dice=classes.Dice.to_dict(),
-                known=self.known, images=len(self.counts), groups=self.per_image.group.nunique())
+                known=self.known, images=len(self.counts), groups=self.groups)
 
 # %% ../nbs/24_learner.ipynb #e24cff7e
 def _richest(per_image, background, n):

@@ -298,7 +298,7 @@ def _onnx_bytes(network, x):
     "The ONNX program of a network for batches like x, with metadata."
     try: import onnx, onnxruntime, onnxscript
     except ImportError as e:
-        raise ImportError(f"{e.name} is missing; run: pip install onnx onnxscript onnxruntime") from None
+        raise ImportError(f"{e.name} is missing; run: pip install 'mlds[onnx]'") from None
     # one image would be taken for a batch that has always one
     names = dict(input_names=['image'], output_names=['probabilities'])
     shapes = dict(dynamic_shapes=({0: torch.export.Dim('batch')},))

@@ -2,7 +2,7 @@
 
 Most commands are done in this process: to import torch takes longer than what they do. Kills, Ctrl-C and the wheel have
 programs of their own."""
-import json, os, re, shutil, signal, subprocess, sys, time
+import json, os, re, shutil, signal, subprocess, sys, time, tomllib
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from inspect import signature
 from pathlib import Path
@@ -87,6 +87,7 @@ def test_help(tmp_path, command):
     "Every option with its meaning; a notebook's parameters with the recommended values."
     said = ' '.join(mlds(tmp_path, command, '--help').stdout.split())
     assert said.startswith(f'usage: mlds {command} ') and COMMANDS[command].__doc__ in said and '(str)' not in said
+    assert ('[--PARAMETER VALUE]' in said) == (command in RECIPES)
     for name, (default, meaning) in (options(command) if command in RECIPES else {}).items():
         if name in signature(COMMANDS[command]).parameters: continue
         if f"--{name.replace('_', '-')} {name.upper()} " not in said: continue
@@ -227,11 +228,21 @@ def test_an_error_of_the_notebook_is_one_line(work):
     image.write_bytes(image.read_bytes()[:60])
     done = mlds(work, 'train', 'cut', '--out', 'never', *TINY, code=1)
     assert image.stem in done.stderr and len(done.stderr.splitlines()) < 10
+    again = refused(work, 'predict', 'never', 'cut/images') # says what the training ended with
+    assert again.startswith('mlds: never is not finished (it ended with: ') and image.stem in again
+    assert again.endswith('give the command that began it once more\n')
 
 def test_a_missing_extra_is_named(work):
     start = [sys.executable, '-c', "import sys; sys.modules['papermill'] = None; from mlds.cli import main; sys.exit(main())"]
     done = mlds(work, 'train', 'eyes', '--out', 'extra', *TINY, code=2, start=start)
     assert done.stderr == "mlds: this command runs a notebook, for which papermill is missing: pip install 'mlds[run]'\n"
+    with mock.patch.dict(sys.modules, onnx=None): said = refused(work, 'export', 'run', '--onnx')
+    assert said == "mlds: onnx is missing; run: pip install 'mlds[onnx]'\n"
+
+def test_every_extra_that_an_error_names_is_there():
+    named = {e for f in (ROOT/'mlds').rglob('*.py') for e in re.findall(r"pip install '?mlds\[(\w+)\]", f.read_text())}
+    assert named == {'run', 'formats', 'onnx'}
+    assert named < set(tomllib.loads((ROOT/'pyproject.toml').read_text())['project']['optional-dependencies'])
 
 
 LONGER = [*TINY, '--iterations', '60', '--epochs', '30']

@@ -499,7 +499,7 @@ def test_never_out_of_the_folder(tmp_path):
 def test_without_simpleitk(tmp_path, monkeypatch):
     file = volume_file(tmp_path/'a.nii', values('int16', (5, 20, 30)))
     monkeypatch.setitem(__import__('sys').modules, 'SimpleITK', None)
-    with pytest.raises(ImportError, match=r'a.nii .*pip install mlds\[formats\]'): read_image(file, slice=1)
+    with pytest.raises(ImportError, match=r'a.nii .*mlds\[formats\]'): read_image(file, slice=1)
 
 
 def test_the_page_on_formats_names_them_all():

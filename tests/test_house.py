@@ -42,8 +42,8 @@ def test_conda_environment_is_that_of_pyproject():
 def test_dev_is_everything_and_names_nothing_twice():
     "The one word by which environment.yml and `make install` ask for all requirements."
     extras = project()['optional-dependencies']
-    assert 'mlds[reproduce]' in extras['dev'] and 'mlds[run]' in extras['reproduce']
-    named = project()['dependencies'] + extras['run'] + extras['reproduce'] + extras['dev']
+    assert {'mlds[reproduce]', 'mlds[formats,onnx]'} < set(extras['dev']) and 'mlds[run]' in extras['reproduce']
+    named = sum((extras[e] for e in ('formats', 'onnx', 'run', 'reproduce', 'dev')), project()['dependencies'])
     names = [Requirement(r).name for r in named]
     assert sorted(n for n in names if n != 'mlds') == sorted({n for n in names if n != 'mlds'})
 
@@ -75,7 +75,7 @@ def imports(folder):
 def test_every_import_is_required(folder):
     "What is installed here by hand only is missing elsewhere."
     extras = project()['optional-dependencies']
-    wanted = sum((extras[e] for e in ('run', 'reproduce', 'dev', 'docs')), project()['dependencies'])
+    wanted = sum((extras[e] for e in ('formats', 'onnx', 'run', 'reproduce', 'dev', 'docs')), project()['dependencies'])
     there, known = brought([Requirement(r).name for r in wanted]), packages_distributions()
     own = {'mlds', *(f.stem for f in (ROOT/'tests').glob('*.py'))}
     foreign = set(imports(folder)) - set(sys.stdlib_module_names) - own

@@ -491,7 +491,7 @@ def _via_items(text):
 # %% ../../nbs/11_sources_tools.ipynb #94aaec8a
 def _sitk():
     try: import SimpleITK
-    except ImportError as e: raise ImportError("reading .seg.nrrd needs SimpleITK: pip install mlds[formats]") from e
+    except ImportError as e: raise ImportError("reading .seg.nrrd needs SimpleITK: pip install 'mlds[formats]'") from e
     return SimpleITK
 
 def _segments(header):

@@ -620,7 +620,7 @@ def _own_images(run, channels):
     return [np.dstack([i]*channels) if channels > 1 else i for i in images]
 
 def export(run:str, # run or model file
-           onnx:bool=False, # write model.onnx
+           onnx:bool=False, # write model.onnx, for which pip install 'mlds[onnx]' brings the packages
            out:str=None, # the file; model.onnx beside the model if not given
            images:str=None # folder of images to check with; the run's examples if not given
 ) -> Path: # the file
@@ -704,7 +704,7 @@ def _add_parameters(parser, command):
     group = parser.add_argument_group(f'parameters of {command}.ipynb (defaults without a GPU)')
     for name, (default, meaning) in options(command).items():
         if name in _SET or name in signature(COMMANDS[command]).parameters: continue
-        value = 'that of the images' if name == 'size' else repr(RECIPES[command].get(name, default))
+        value = 'that of the images' if name in ('size', 'channels') else repr(RECIPES[command].get(name, default))
         group.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar=name.upper(), default=argparse.SUPPRESS,
                            help=f'{meaning} (default: {value})')
 
@@ -717,7 +717,7 @@ def _parser(command):
         if action.nargs != 0 and not action.choices: action.metavar = action.dest.upper()
     if not _takes_parameters(command): return parser
     usage = parser.format_usage().removeprefix('usage: ').strip()
-    parser.usage = usage.replace('[--debug] ', '[--debug] [--PARAMETER VALUE] ')
+    parser.usage = usage.replace('[--debug]', '[--debug] [--PARAMETER VALUE]')
     _add_parameters(parser, command)
     return parser
 

@@ -622,7 +622,8 @@ def picture(self:_Output, name, pixels, mask):
     "Draw a prediction beside its image."
     sets = class_sets(torch.as_tensor(mask))[None] if self.task.overlapping else mask[None]
     fig = example_grid(dict(prediction=sets), _shown(pixels), self.task.classes)
-    with atomic_file(self.place('overlays', f'{name}.png')) as f: fig.savefig(f, format='png', dpi=250, bbox_inches='tight')
+    with atomic_file(self.place('overlays', f'{name}.png')) as f:
+        fig.savefig(f, format='png', dpi=250, bbox_inches='tight')
     plt.close(fig)
 
 # %% ../nbs/24_learner.ipynb #81aa2242
@@ -903,7 +904,8 @@ def _evaluate_pixels(models, rows, task, flip, bar, tiles, distances):
     counts = torch.stack(counts)
     table = score_table(counts, task, rows.group).iloc[1:]
     known, per_image = np.array(known), _per_image(counts, rows, task)
-    scores = Scores(table, float(known.mean()), counts, per_image, list(pred), shares=known, groups=rows.group.nunique())
+    own = dict(shares=known, groups=rows.group.nunique())
+    scores = Scores(table, float(known.mean()), counts, per_image, list(pred), **own)
     return _with_distances(scores, torch.stack(apart), task, rows, f'HD95 {unit}') if distances else scores
 
 # %% ../nbs/24_learner.ipynb #41151b6d

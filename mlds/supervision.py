@@ -389,7 +389,8 @@ def _known_alone(sets):
 @patch
 def _with_regions(self:MixedLoss, sets):
     "Numbers of the images that have regions, and these regions."
-    has_regions = sets.regions.flatten(1).any(1) & self.candidates # what is open does not count, nor do its regions
+    has_regions = (sets.regions & ~TIGHT).flatten(1).any(1) # CutMix may leave pixels of a tight box without its region
+    has_regions &= self.candidates # what is open does not count, nor do its regions
     chosen = has_regions.nonzero().squeeze(1)
     return chosen, sets.regions[chosen]
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from mlds.annotations import Boxes, Mask, weaken
-from mlds.classsets import MAX_CLASSES, ClassSets, class_sets, from_labels, nothing_known, pyramid, unpack
+from mlds.classsets import MAX_CLASSES, TIGHT, ClassSets, class_sets, from_labels, nothing_known, pyramid, unpack
 from mlds.supervision import (AUX_SUPERVISION, MixedLoss, _log_probs, candidate_nll, certain_share, in_regions,
                               list_regions, mil_loss, mlds_loss, nearest_loss, soft_dice_loss, upsample_loss)
 from mlds.task import Task
@@ -360,3 +360,14 @@ def test_soft_dice_counts_a_class_of_one_pixel():
     both = soft_dice_loss(p.log(), from_labels(labels, 3))
     of_two = 1 - (2*p[0, 2, 4].sum() + 1) / (p[0, 2].sum() + 6 + 1)
     torch.testing.assert_close(both, (loss + of_two)/2)
+
+
+def test_pixels_of_a_tight_box_whose_region_was_cut_away():
+    "As CutMix may leave them: there is no region to look for, and the loss stays a number."
+    task = Task(['background', 'a', 'b'])
+    sets = class_sets(torch.zeros(1, 8, 8).long(), torch.full((1, 8, 8), 0b011))
+    cut = class_sets(sets.certain, sets.possible, torch.full((1, 8, 8), TIGHT))
+    torch.manual_seed(0)
+    pred = torch.randn(1, 3, 8, 8), [torch.randn(1, 3, 4, 4), torch.randn(1, 3, 2, 2)]
+    loss = MixedLoss(task)
+    assert torch.isfinite(loss(pred, cut)) and loss(pred, cut) == loss(pred, sets)

@@ -1038,7 +1038,7 @@ ELSEWHERE = {
     'a patient in a DICOM header': (
         'never leaves it', 'test_predict.py::test_nothing_of_a_patient_leaves_the_scanner_file'),
     'a full disk': ('says so; what was complete stays', 'test_runs.py::test_full_disk'),
-    'a kill in the middle of a training': ('the same command goes on', 'test_cli.py::test_a_killed_training_goes_on'),
+    'a kill in the middle of a training': ('the same command goes on', 'test_cli.py::test_a_stopped_and_killed_training_goes_on'),
     'a kill in the middle of a file': (
         'the earlier file stays', 'test_runs.py::test_killed_while_writing_keeps_the_earlier_file'),
     'two trainings of one run': ('the second says so', 'test_runs.py::test_one_of_two_that_start_together_wins'),

@@ -264,18 +264,18 @@ def begun(work, out, after=0):
 
 def test_a_stopped_and_killed_training_goes_on(work):
     "Ctrl-C first; the same command goes on and is killed; the same command goes on."
-    process, kernels = begun(work, 'broken')
+    process, kernels = begun(work, 'interrupted')
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and said.endswith('\nstopped; the same command goes on\n')
     assert not psutil.wait_procs(kernels, timeout=20)[1]
-    process, kernels = begun(work, 'broken', after=saved(work, 'broken'))
+    process, kernels = begun(work, 'interrupted', after=saved(work, 'interrupted'))
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     psutil.wait_procs(kernels, timeout=20) # they notice that their parent is gone
-    assert not (work/'broken/run.json').exists()
-    mlds(work, 'train', 'eyes', '--out', 'broken', *LONGER)
-    assert len(record(work/'broken')['environment']['earlier']) == 2 and not (work/'broken/.work').exists()
+    assert not (work/'interrupted/run.json').exists()
+    mlds(work, 'train', 'eyes', '--out', 'interrupted', *LONGER)
+    assert len(record(work/'interrupted')['environment']['earlier']) == 2 and not (work/'interrupted/.work').exists()
 
 def test_paper_2(tmp_path):
     "From image labels to weights that a training starts from; a step reads from the one before what it must know."

@@ -87,7 +87,7 @@ _SHORT_CHEST = ['table3', 'table4', 'table5', 'table6', 'figure3', 'figure4']
 _CHEST = _SHORT_CHEST + ['figure6', 'figure7']
 _DRAWN = {('oct', 'short'): ['table1', 'table2', 'figure1', 'figure2'],
           ('oct', 'evidence'): ['table1', 'table2', 'table7', 'figure5'], ('oct', 'headline'): ['table2'],
-          ('oct', 'main'): ['table2'], ('chest', 'main'): _CHEST,
+          ('oct', 'main'): ['table2'], ('chest', 'main'): ['table3', 'table5', 'figure3', 'figure4'],
           ('chest', 'short'): _SHORT_CHEST, ('chest', 'evidence'): _CHEST, ('chest', 'headline'): _CHEST}
 
 # %% ../../nbs/35_plan.ipynb #1f4f14db
@@ -373,7 +373,7 @@ def _plan_oct(plan, profile, tables):
 _CHEST_TURN = 10 # paper 1's turns come before
 CONTROLS = 'mean explanation', 'mean position' # labels that look at no image
 
-def _rows_of(profile): return 'short' if profile['design'] == 'short' else 'evidence'
+def _rows_of(profile): return profile['design'] if profile['design'] in STARTS else 'evidence'
 
 # %% ../../nbs/35_plan.ipynb #e350c6cc
 def _committee(plan, profile):
@@ -386,7 +386,7 @@ def _committee(plan, profile):
         return plan.run(notebook, profile[notebook] | dict(members=','.join(who), **more), who, turn)
     plan.cell('table4', '', '', 0, looking('localise', members))
     labels = dict(single=looking('explain', members[:1], smooth_positive=False), doll=looking('explain', members))
-    if _rows_of(profile) == 'evidence': labels |= {c: looking('explain', members, maps=c) for c in CONTROLS}
+    if _rows_of(profile) != 'short': labels |= {c: looking('explain', members, maps=c) for c in CONTROLS}
     return members[0], labels
 
 # %% ../../nbs/35_plan.ipynb #543405e9
@@ -406,7 +406,7 @@ TUNINGS = {'': dict(tuning='full'), 'adapters': dict(tuning='adapters'), # how t
 _CORE = [(i, '') for i in ('random', 'matched backbone', 'mean explanation', 'doll')]
 _OTHERS = [(i, '') for i in ('true masks', 'mean position', 'backbone', 'single')]
 _TUNED = [('doll', t) for t in TUNINGS if t not in ('', 'frozen encoder with adapters')]
-STARTS = dict(evidence=[_CORE, _OTHERS, _TUNED], # in the order in which they are run
+STARTS = dict(evidence=[_CORE, _OTHERS, _TUNED], main=[_CORE[::-1]], # in the order in which they are run
               short=[[('random', ''), ('backbone', ''), ('backbone', 'frozen encoder with adapters'), ('single', ''),
                       ('single', 'adapters'), ('doll', ''), ('doll', 'adapters')]])
 
@@ -452,7 +452,7 @@ def _cell_table5(plan, profile, start, column, seed, source, turn):
 def _plan_table5(plan, profile, member, labels):
     groups = STARTS[_rows_of(profile)]
     for (k, starts), seed in product(enumerate(groups), profile['seeds']):
-        turn = (_CHEST_TURN + k, seed) if len(groups) > 1 else ()
+        turn = (_CHEST_TURN + k, seed) if profile['design'] != 'short' else ()
         for start, column in product(starts, product(('anatomy', 'infection'), profile['shares'])):
             def source(seed): return _source(plan, profile, start[0], seed, member, labels, turn)
             _cell_table5(plan, profile, start, column, seed, source, turn)

@@ -258,6 +258,7 @@ def test_starts_are_compared_over_pretrainings(starts):
     assert same.families == 3 and same.high - same.low > .02, 'three pre-trainings are no six repetitions'
     saved = pd.read_csv(drawn/'table5_differences.csv').query('less == "backbone, compute-matched"')
     assert saved.value.to_numpy() == pytest.approx(of.value.to_numpy(), abs=1e-6)
+    assert (saved.least > saved.high - saved.value).all(), 'to be found in 80 of 100 studies takes more than an interval'
 
 def test_variants_of_one_run_keep_their_images(starts):
     results, _ = starts

@@ -9,10 +9,11 @@ import mlds.learner
 from conftest import ROOT, call
 from mlds.annotations import KINDS
 from mlds.learner import BATCH_STATISTICS, TEACHERS
+from mlds.phantoms.chest import CHEST_TASKS
 from mlds.phantoms.oct import save_phantoms
 from mlds.pseudolabels import CONFIDENCE
 from mlds.study.parameters import check_parameters, notebook_file, schema
-from mlds.study.plan import AVERAGED, HEADLINE, PAPERS, REFERENCES, find_data, make_plan, read_profile
+from mlds.study.plan import AVERAGED, HEADLINE, INITS, PAPERS, REFERENCES, find_data, make_plan, read_profile
 from mlds.study.results import main
 from mlds.supervision import AUX_SUPERVISION
 
@@ -51,6 +52,21 @@ def test_trainings_keep_their_names(profile):
     plan = make_plan(ROOT/'settings.ini', profile)
     trained = set(made.run[made.notebook == 'train'])
     assert len(trained) > 20 and trained <= set(plan['runs'])
+
+def test_paper_2_on_a_folder(tmp_path):
+    "Real findings have no masks; and where a run ends early, every start has as many seeds."
+    for task in CHEST_TASKS:
+        (tmp_path/task).mkdir()
+        (tmp_path/task/'labels.csv').write_text('id,group\n')
+    plan = make_plan(ROOT/'settings.ini', 'evidence', str(tmp_path), tmp_path/'runs')
+    cells = pd.DataFrame(plan['cells']).query('table == "table5"')
+    order = {name: k for k, name in enumerate(plan['runs'])}
+    assert plan['results'] == ['table3', 'table5', 'figure3', 'figure4']
+    assert set(cells.row) == {INITS[i] for i in ('doll', 'mean explanation', 'matched backbone', 'random')}
+    assert cells.assign(turn=cells.run.map(order)).sort_values('turn').seed.is_monotonic_increasing
+    assert all(order[need] < order[name] for name, run in plan['runs'].items() for need in run['needs'])
+    sources = {run['params']['source'] for run in plan['runs'].values() if run['notebook'] == 'finetune'}
+    assert len(sources) == 3*3 + 1, 'three of each that is pre-trained, and none'
 
 PARAMETERS = {
     'unknown': (dict(mask=3), ["unknown parameter 'mask'", "Did you mean 'masks'"]),

@@ -550,16 +550,20 @@ def _chunks(names, cores):
     return [chunk for chunk in dealt if chunk]
 
 # %% ../../nbs/35_plan.ipynb #99efc357
+def _job_kind(name, runs, waited_for, cores):
+    "Runs of one kind can be in a job: of one notebook, after the same ones."
+    run = runs[name]
+    if 0 < cores < 3: return name not in waited_for, run['notebook'] if name not in waited_for else ''
+    return waited_for.isdisjoint([name]), run['notebook'], *sorted({runs[n]['notebook'] for n in run['needs']})
+
 def make_jobs(runs:dict, # name -> notebook, params, needs
               cores:int # jobs at a time; 0: a job for each run
 ) -> dict[str, list[str]]: # e.g. 'train-c0ffee123456' -> names of runs
-    "Runs of one notebook that one kernel does, in the order in which jobs should begin."
+    "Runs that one kernel does, in the order in which jobs should begin."
     groups, jobs, waited_for = {}, {}, {n for run in runs.values() for n in run['needs']}
-    for name, run in runs.items():
-        needed = sorted({runs[n]['notebook'] for n in run['needs']})
-        groups.setdefault((run['notebook'], *needed), []).append(name)
-    for (notebook, *_), names in sorted(groups.items(), key=lambda g: waited_for.isdisjoint(g[1])):
-        for chunk in _chunks(names, cores): jobs[f'{notebook}-{chunk[0]}'] = chunk
+    for name in runs: groups.setdefault(_job_kind(name, runs, waited_for, cores), []).append(name)
+    for (leaf, notebook, *_), names in sorted(groups.items(), key=lambda g: g[0][0]):
+        for chunk in _chunks(names, cores if notebook else 1): jobs[f"{runs[chunk[0]]['notebook']}-{chunk[0]}"] = chunk
     return jobs
 
 # %% ../../nbs/35_plan.ipynb #4daa8ea4

@@ -1593,6 +1593,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'mlds.store._unseal': ('store.html#_unseal', 'mlds/store.py'),
                             'mlds.store.centre_prior': ('store.html#centre_prior', 'mlds/store.py'),
                             'mlds.store.healthy_images': ('store.html#healthy_images', 'mlds/store.py'),
+                            'mlds.store.images_of_means': ('store.html#images_of_means', 'mlds/store.py'),
                             'mlds.store.label_notes': ('store.html#label_notes', 'mlds/store.py'),
                             'mlds.store.make_labels': ('store.html#make_labels', 'mlds/store.py'),
                             'mlds.store.mean_explanation': ('store.html#mean_explanation', 'mlds/store.py'),

@@ -261,6 +261,13 @@ def test_starts_are_compared_over_pretrainings(starts):
     assert saved.value.to_numpy() == pytest.approx(of.value.to_numpy(), abs=1e-6)
     assert (saved.least > saved.high - saved.value).all(), 'to be found in 80 of 100 studies takes more than an interval'
 
+def test_runs_that_others_need_stay_among_committed_ones(starts, tmp_path):
+    "No cell names a pre-training, but Table 5 reports it."
+    results, _ = starts
+    plan = make_plan(results.parents[2]/'settings.ini', 'starts', runs=tmp_path/'runs', committed=results.parent)
+    before, after = (read_results(folder).runs for folder in (results, export(plan)))
+    assert set(after.run) == set(before.run) and 'pretrain' in set(after.notebook)
+
 def test_variants_of_one_run_keep_their_images(starts):
     results, _ = starts
     kept = read_results(results).per_image

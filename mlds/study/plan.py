@@ -523,7 +523,7 @@ def make_plan(file:str|Path, # settings.ini
               runs:str|Path='runs', # folder of the runs
               cores:int=1, # jobs are meant for so many at a time; 0: a job for each run
               committed:str|Path|None=None # folder of results whose runs need not be done again
-) -> dict: # name, profile, data, root (of the runs), committed, `OPTIONS`, results, cells, runs, jobs
+) -> dict: # name, profile, data, root (of the runs), committed, `OPTIONS`, results, cells, runs to do, known runs, jobs
     "Every run that a profile's tables and figures need: cells and runs as in `Plan`, jobs as of `make_jobs`."
     data = find_data(file, data)
     plan, results = Plan(data, runs), {}
@@ -538,7 +538,8 @@ def make_plan(file:str|Path, # settings.ini
     cells, kept = _needed(plan, results, _runs_of(earlier))
     about = dict(name=name, profile=profile, data=data, root=str(runs), committed=earlier and str(earlier))
     about |= read_options(file, profile, data)
-    return about | dict(results=list(results), cells=cells, runs=kept, jobs=make_jobs(kept, cores))
+    about |= dict(results=list(results), cells=cells, runs=kept, known=list(plan.runs))
+    return about | dict(jobs=make_jobs(kept, cores))
 
 # %% ../../nbs/35_plan.ipynb #638b4448
 def _chunks(names, cores):

@@ -156,7 +156,7 @@ def _results_folder(plan:dict # from `make_plan`
 def _earlier(plan, done):
     "The committed results of a plan's runs that were not done here."
     if not plan.get('committed') or not (Path(plan['committed'])/'runs.csv').exists(): return None
-    kept = {c['run'] for c in plan['cells']} - set(done)
+    kept = set(plan['known']) - set(done)
     found = read_results(plan['committed'])
     tables = {name: getattr(found, name) for name in ('runs', *_COLUMNS)}
     tables = {name: table[table.run.isin(kept)] for name, table in tables.items()}

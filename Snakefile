@@ -45,7 +45,7 @@ for k, (job, names) in enumerate(PLAN["jobs"].items()):
         name:
             f"run_{job.replace('-', '_')}"
         input:
-            ancient(records(sorted({n for name in names for n in PLAN["runs"][name]["needs"]}))),
+            ancient(records(sorted({n for name in names for n in PLAN["runs"][name]["needs"]} - set(names)))),
             ancient([f"{FOLDER}/phantoms"] if PLAN["data"] == "phantoms" else []),
         output:
             records(names),

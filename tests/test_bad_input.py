@@ -1047,7 +1047,7 @@ ELSEWHERE = {
     'packages that are missing': ('the command that installs them', 'test_cli.py::test_a_missing_extra_is_named'),
     'places that cannot be written to': ('choose another folder', 'test_cli.py::test_what_is_typed_wrongly'),
     'folders with blanks and apostrophes, for make': (
-        'read as meant', 'test_experiments.py::test_a_folder_with_an_apostrophe'),
+        'read as meant', 'test_experiments.py::test_a_long_series_is_done_in_order_and_goes_on'),
     'runs where nothing can be written': (
         'another folder with RUNS=', 'test_experiments.py::test_runs_where_nothing_can_be_written'),
     'labels of explanations that were damaged': ('delete which files', 'test_store.py::test_other_damage_is_noticed'),

@@ -552,10 +552,9 @@ def _chunks(names, cores):
 
 # %% ../../nbs/35_plan.ipynb #99efc357
 def _job_kind(name, runs, waited_for, cores):
-    "Runs of one kind can be in a job: of one notebook, after the same ones."
-    run = runs[name]
-    if 0 < cores < 3: return name not in waited_for, run['notebook'] if name not in waited_for else ''
-    return waited_for.isdisjoint([name]), run['notebook'], *sorted({runs[n]['notebook'] for n in run['needs']})
+    "Runs of one kind can be in a job: of one notebook after the same ones, or on few cores all that others wait for."
+    if 0 < cores < 3: return ('',) if name in waited_for else (runs[name]['notebook'],)
+    return runs[name]['notebook'], *sorted({runs[n]['notebook'] for n in runs[name]['needs']})
 
 def make_jobs(runs:dict, # name -> notebook, params, needs
               cores:int # jobs at a time; 0: a job for each run
@@ -563,7 +562,7 @@ def make_jobs(runs:dict, # name -> notebook, params, needs
     "Runs that one kernel does, in the order in which jobs should begin."
     groups, jobs, waited_for = {}, {}, {n for run in runs.values() for n in run['needs']}
     for name in runs: groups.setdefault(_job_kind(name, runs, waited_for, cores), []).append(name)
-    for (leaf, notebook, *_), names in sorted(groups.items(), key=lambda g: g[0][0]):
+    for (notebook, *_), names in sorted(groups.items(), key=lambda g: waited_for.isdisjoint(g[1])):
         for chunk in _chunks(names, cores if notebook else 1): jobs[f"{runs[chunk[0]]['notebook']}-{chunk[0]}"] = chunk
     return jobs
 

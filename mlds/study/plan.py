@@ -321,7 +321,7 @@ def _references(profile):
     plain = dict(twice, cutmix=0)
     longer = dict(plain, iterations=2*train['iterations'])
     rows = {TWICE: twice, PLAIN: plain, PLAIN_AVERAGED: _averaged(plain), LONG: longer}
-    return _grid({TWICE: twice, AVERAGED: _averaged(twice)}, [profile['focus'][-1]]) + _grid(rows, ['all'])
+    return _grid({TWICE: twice, AVERAGED: _averaged(twice)}, profile['budgets']) + _grid(rows, ['all'])
 
 # %% ../../nbs/35_plan.ipynb #e557e4a7
 def _is_headline(row, column, focus):

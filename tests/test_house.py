@@ -98,6 +98,17 @@ def test_numbers_in_prose_are_those_of_the_results():
     assert stale_notebooks(ROOT/'nbs', names) == [], 'run `make numbers`'
     assert any('<!--= ' in c.source for n in CHAPTERS for c in cells(n))
 
+def without_levels(markdown): return re.sub(r'^#+ ', '', markdown, flags=re.M).strip()
+
+def test_tables_shown_in_chapters_are_those_of_the_results():
+    "A chapter stores what it shows of figures/, and is run again where that has changed."
+    written = {without_levels(f.read_text()) for f in (ROOT/'figures').rglob('*.md')}
+    stored = [(n.name, o.data.get('text/markdown')) for n in CHAPTERS for c in cells(n) if c.cell_type == 'code'
+              for o in c.outputs if 'data' in o]
+    shown = [(name, without_levels(text)) for name, text in stored if text]
+    assert {name for name, _ in shown} == {'40_results.ipynb', '41_speed.ipynb'}
+    assert [name for name, text in shown if text not in written] == [], 'run `nbdev-test nbs/NAME --save --n-workers 0`'
+
 def test_lines_of_the_readme(tmp_path):
     "The ten lines run as they stand, end in scores and leave masks and a model."
     code, = re.findall(r'```python\n(.*?)```', README, flags=re.S)

@@ -221,6 +221,15 @@ def _absent(path, what):
     return FileNotFoundError(f"{what} {path} does not exist{hint}")
 
 # %% ../nbs/02_files.ipynb #43c4bc9e
+def _is_placeholder(path):
+    "Whether Git LFS left a short text where a file is to come."
+    path = Path(path)
+    return path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(b'version https://git-lfs')
+
+def _remedy(path):
+    if _is_placeholder(path): return 'it is a placeholder of Git LFS: `git lfs pull` gets the file'
+    return 'replace or remove the file'
+
 @contextmanager
 def reading_file(path:str|Path, # the file, for the error
                  what:str # what to call it
@@ -231,7 +240,7 @@ def reading_file(path:str|Path, # the file, for the error
     except ImportError: raise
     except Exception as e:
         reason = ' '.join(str(e).split())[:300] or type(e).__name__
-        raise ValueError(f"{what} {path} cannot be read ({reason}): replace or remove the file") from None
+        raise ValueError(f"{what} {path} cannot be read ({reason}): {_remedy(path)}") from None
 
 def open_image(path:str|Path, # image file in any format of `IMAGE_SUFFIXES`, or an `ImageSlice`
                what:str='image' # what to call it in an error

@@ -315,7 +315,9 @@ def judge(table:pd.DataFrame, # from `compare_cells`; a part of a judged table i
     return table.join(pd.DataFrame(found, judged.index)).fillna(dict(verdict='hint'))
 
 # %% ../../nbs/38_tables.ipynb #1a4ffb2a
-def _seeds_text(line): return '' if line.seeds >= ENOUGH else f' ({line.seeds} seed{"s"*(line.seeds > 1)}: a hint)'
+def _seeds_text(line):
+    if line.seeds >= ENOUGH: return ''
+    return ' (1 seed: a hint)' if line.seeds == 1 else f' ({line.seeds} seeds: a hint)'
 
 def mean_text(line:pd.Series # of `cell_means`
 ) -> str: # e.g. '0.812 [0.790, 0.833]'

@@ -273,7 +273,7 @@ ABLATIONS = {'default': {},
              'FlexMatch threshold': dict(confidence='flexmatch'), 'FreeMatch threshold': dict(confidence='freematch'),
              'no CutMix': dict(cutmix=0),
              'auxiliary weight 0': dict(aux_weight=0), 'auxiliary weight 1': dict(aux_weight=1),
-             'no region term': dict(mil=0), 'no tight lines': dict(tight=0),
+             'no region term': dict(mil=0), 'no tight lines': dict(tight=0), 'region terms 1': dict(mil=1, tight=1),
              'no certain cells': dict(cell_certainty=False)}
 _ABLATED = {'nothing': {'mil', 'tight', 'cell_certainty'}, 'image labels': {'tight', 'cell_certainty'},
             'tight boxes': set()}
@@ -460,15 +460,21 @@ def _plan_table5(plan, profile, member, labels):
 # %% ../../nbs/35_plan.ipynb #1c637beb
 JOINT = {'masks alone': 'none', 'image labels': 'image labels', 'explained boxes': 'explained boxes',
          'explanations': 'explanations', 'true boxes': 'boxes'}
-_JOINT = dict(short=JOINT, evidence=JOINT | {'mean explanation': 'explanations'})
+
+def _joint_rows(short):
+    "The rows of Table 6: what each changes."
+    rows = {row: dict(kind=kind) for row, kind in JOINT.items()}
+    if short: return rows
+    weak = {row: change for row, change in rows.items() if row != 'masks alone'}
+    weak['mean explanation'] = dict(kind='explanations')
+    return rows | weak | {f'{row}, region terms 1': change | dict(region_weight=1) for row, change in weak.items()}
 
 def _plan_table6(plan, profile, member, labels):
-    budgets = profile['joint_masks'] or [profile['joint']['masks']]
-    rows, ordered = _JOINT[_rows_of(profile)], profile['design'] != 'short'
-    for seed, masks, (row, kind) in product(profile['seeds'], budgets, rows.items()):
-        uses = labels.get(row, labels['doll']) if kind.startswith('expl') else ''
-        params = profile['joint'] | dict(kind=kind, labels=uses, source=member, seed=seed, masks=masks)
-        turn = (_CHEST_TURN + 3, seed) if ordered else ()
+    budgets, short = profile['joint_masks'] or [profile['joint']['masks']], profile['design'] == 'short'
+    for seed, masks, (row, change) in product(profile['seeds'], budgets, _joint_rows(short).items()):
+        uses = labels.get(row.split(',')[0], labels['doll']) if change['kind'].startswith('expl') else ''
+        params = profile['joint'] | change | dict(labels=uses, source=member, seed=seed, masks=masks)
+        turn = () if short else (_CHEST_TURN + 3, seed)
         plan.cell('table6', row, f'{masks} masks', seed, plan.run('joint', params, [member, uses], turn))
 
 # %% ../../nbs/35_plan.ipynb #180cb30c

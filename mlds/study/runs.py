@@ -20,7 +20,7 @@ from ..files import atomic_file, exact_number, lock, read_json, to_json, unlock
 # %% ../../nbs/33_runs.ipynb #bba3be5d
 _PLACES = ('runs', 'profile', 'num_workers') # parameters that say where and how a run is made, not what it is
 
-LATER = dict(crop='none') # name of a parameter that came later -> its value in the runs before it
+LATER = dict(crop='none', region_weight=.1) # name of a parameter that came later -> its value in the runs before it
 
 def identity(params:dict # checked parameters of a notebook
 ) -> dict: # those that a run's name depends on

@@ -1894,6 +1894,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mlds.study.tables.observation_matrix': ('tables.html#observation_matrix', 'mlds/study/tables.py'),
                                    'mlds.study.tables.plot_table': ('tables.html#plot_table', 'mlds/study/tables.py'),
                                    'mlds.study.tables.power_text': ('tables.html#power_text', 'mlds/study/tables.py'),
+                                   'mlds.study.tables.precision_recall': ('tables.html#precision_recall', 'mlds/study/tables.py'),
                                    'mlds.study.tables.pretraining_scores': ('tables.html#pretraining_scores', 'mlds/study/tables.py'),
                                    'mlds.study.tables.provenance': ('tables.html#provenance', 'mlds/study/tables.py'),
                                    'mlds.study.tables.save_result': ('tables.html#save_result', 'mlds/study/tables.py'),

@@ -9,7 +9,7 @@ __all__ = ['SPREAD', 'ENOUGH', 'VERDICTS', 'cell_runs', 'long_table', 'cell_text
            'difference_text', 'verdict_text', 'wide_text', 'name_cells', 'verdict_words', 'forest_figure',
            'margin_figure', 'worst_tenths', 'seed_text', 'harm_table', 'power_text', 'difference_power_text', 'not_run',
            'observation_matrix', 'committee_aurocs', 'count_tensor', 'score_counts', 'count_difference', 'curve_figure',
-           'table_inputs', 'class_table', 'pretraining_scores', 'start_differences']
+           'table_inputs', 'class_table', 'precision_recall', 'pretraining_scores', 'start_differences']
 
 # %% ../../nbs/38_tables.ipynb #24dd7064
 import json
@@ -605,6 +605,24 @@ def class_table(cells:pd.DataFrame, # of a plan: row, column, seed, run
     long = scores.melt(var_name='class', ignore_index=False).dropna().reset_index()
     return cells.merge(long, on='run')
 
+# %% ../../nbs/38_tables.ipynb #baf5e377
+def _classes_of(results, run):
+    "Foreground classes of a run, in the order of its counts."
+    if run in results.per_group: return list(results.per_group[run][1])
+    classes = results.per_image[results.per_image.run == run]['class'].unique()
+    return [c for c in classes if c != 'background']
+
+# %% ../../nbs/38_tables.ipynb #828b669e
+def precision_recall(cells:pd.DataFrame, # of a plan: row, column, seed, run
+                     results:Results # from `read_results`
+) -> pd.DataFrame: # row, column, seed, run, class, precision, recall; 0..1, NaN where nothing is predicted, or there
+    "Precision and recall of each foreground class over all test images, one line each."
+    counts = results.counts(cells.run).sum(1).astype(float) # (runs, classes, 3)
+    with np.errstate(invalid='ignore'): shares = counts[..., :1]/(counts[..., :1] + counts[..., 1:])
+    lines = [cells.assign(**{'class': name, 'precision': shares[:, k, 0], 'recall': shares[:, k, 1]})
+             for k, name in enumerate(_classes_of(results, cells.run.iloc[0]))]
+    return pd.concat(lines, ignore_index=True)
+
 # %% ../../nbs/38_tables.ipynb #920cd58a
 _AGREEMENT = {'own': 'own labels', 'mean_label': 'own labels, by mean labels', 'own_truth': 'true findings',
               'mean_label_truth': 'true findings, by mean labels'}
@@ -619,13 +637,6 @@ def pretraining_scores(cells:pd.DataFrame, # of Table 5: row, column, seed, run
     found = starts.merge(known.dropna(axis=1, how='all'), left_on='source', right_index=True)
     by_row = found.drop(columns='source').groupby('row', sort=False)
     return by_row.mean().assign(pretrainings=by_row.size()).rename_axis(None)
-
-# %% ../../nbs/38_tables.ipynb #baf5e377
-def _classes_of(results, run):
-    "Foreground classes of a run, in the order of its counts."
-    if run in results.per_group: return list(results.per_group[run][1])
-    classes = results.per_image[results.per_image.run == run]['class'].unique()
-    return [c for c in classes if c != 'background']
 
 # %% ../../nbs/38_tables.ipynb #2465f66b
 def _families(results, *runs):

@@ -1900,6 +1900,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mlds.study.tables.save_result': ('tables.html#save_result', 'mlds/study/tables.py'),
                                    'mlds.study.tables.score_counts': ('tables.html#score_counts', 'mlds/study/tables.py'),
                                    'mlds.study.tables.seed_text': ('tables.html#seed_text', 'mlds/study/tables.py'),
+                                   'mlds.study.tables.shared_seeds': ('tables.html#shared_seeds', 'mlds/study/tables.py'),
                                    'mlds.study.tables.start_differences': ('tables.html#start_differences', 'mlds/study/tables.py'),
                                    'mlds.study.tables.table_inputs': ('tables.html#table_inputs', 'mlds/study/tables.py'),
                                    'mlds.study.tables.verdict_text': ('tables.html#verdict_text', 'mlds/study/tables.py'),

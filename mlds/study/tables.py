@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPREAD', 'ENOUGH', 'VERDICTS', 'cell_runs', 'long_table', 'cell_text', 'wide_table', 'interval_text',
-           'interval_column', 'difference_table', 'axis_start', 'plot_table', 'interval_figure', 'describe_data',
-           'footer', 'provenance', 'save_result', 'cell_means', 'compare_cells', 'judge', 'mean_text',
+           'interval_column', 'difference_table', 'shared_seeds', 'axis_start', 'plot_table', 'interval_figure',
+           'describe_data', 'footer', 'provenance', 'save_result', 'cell_means', 'compare_cells', 'judge', 'mean_text',
            'difference_text', 'verdict_text', 'wide_text', 'name_cells', 'verdict_words', 'forest_figure',
            'margin_figure', 'worst_tenths', 'seed_text', 'harm_table', 'power_text', 'difference_power_text', 'not_run',
            'observation_matrix', 'committee_aurocs', 'count_tensor', 'score_counts', 'count_difference', 'curve_figure',
@@ -101,6 +101,17 @@ def difference_table(table:pd.DataFrame, # from `long_table`
     found = found.assign(text=interval_column(found, 'difference', bold=True))
     wide = found.pivot(index='row', columns='column', values='text')
     return wide.loc[found.row.unique(), found.column.unique()].rename_axis(index=None, columns=None).fillna('')
+
+# %% ../../nbs/38_tables.ipynb #0115afa3
+def shared_seeds(table:pd.DataFrame, # from `long_table` or `class_table`
+                 row:str # the row to compare with
+) -> pd.DataFrame: # of rows that have all of the row's seeds, in each column (and of each class): these seeds
+    "What can be compared with a row, seed by seed."
+    by = [c for c in ('column', 'class') if c in table]
+    seeds = table[table.row == row][[*by, 'seed']].drop_duplicates()
+    kept = table.merge(seeds, on=[*by, 'seed'])
+    whole = kept.groupby(['row', *by]).seed.transform('size')
+    return kept[whole == kept.groupby(by).seed.transform('nunique')]
 
 # %% ../../nbs/38_tables.ipynb #b76dc05a
 def axis_start(values:np.ndarray # all scores of a panel

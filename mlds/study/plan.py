@@ -466,7 +466,7 @@ def _joint_rows(short):
     rows = {row: dict(kind=kind) for row, kind in JOINT.items()}
     if short: return rows
     weak = {row: change for row, change in rows.items() if row != 'masks alone'}
-    weak['mean explanation'] = dict(kind='explanations')
+    weak |= {'mean explanation': dict(kind='explanations'), 'mean explanation, as boxes': dict(kind='explained boxes')}
     return rows | weak | {f'{row}, region terms 1': change | dict(region_weight=1) for row, change in weak.items()}
 
 def _plan_table6(plan, profile, member, labels):

@@ -393,6 +393,7 @@ def _draw_forest(ax, table, rows, margin):
         else: _draw_beyond(ax, [line.value], start, y, colour)
     ax.set(yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - .4, -.6))
     ax.locator_params(axis='x', nbins=2)
+    ax.xaxis.set_major_formatter('{x:g}')
     ax.grid(axis='x', color='.93')
 
 # %% ../../nbs/38_tables.ipynb #7fe0c2ee

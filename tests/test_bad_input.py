@@ -316,7 +316,7 @@ FILES = {
         lambda f: (f/'labels.csv').write_bytes((f/'labels.csv').read_text().encode('utf-16-le')),
                                 ['labels.csv', 'not a text file']),
     'a placeholder of Git LFS': (lambda f: [x.write_text('version https://git-lfs.github.com/spec/v1\noid sha256:1\n')
-                                            for x in (f/IMAGE, f/MASK)], [A, IMAGE, 'cannot be read']),
+                                            for x in (f/IMAGE, f/MASK)], [A, IMAGE, 'cannot be read', 'git lfs pull']),
     # names
     'id with its folder': (lambda f: name(f, f'images/{A}.png'), ['row 8', f'images/images/{A}', 'does not exist']),
     'id in capitals': (lambda f: name(f, A.upper()), ['row 8', f'there is {A}.png: capitals count']),

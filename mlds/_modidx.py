@@ -1656,6 +1656,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlds.study.plan._is_headline': ('plan.html#_is_headline', 'mlds/study/plan.py'),
                                  'mlds.study.plan._is_oct': ('plan.html#_is_oct', 'mlds/study/plan.py'),
                                  'mlds.study.plan._job_kind': ('plan.html#_job_kind', 'mlds/study/plan.py'),
+                                 'mlds.study.plan._joint': ('plan.html#_joint', 'mlds/study/plan.py'),
                                  'mlds.study.plan._joint_rows': ('plan.html#_joint_rows', 'mlds/study/plan.py'),
                                  'mlds.study.plan._main': ('plan.html#_main', 'mlds/study/plan.py'),
                                  'mlds.study.plan._matched': ('plan.html#_matched', 'mlds/study/plan.py'),

@@ -461,18 +461,21 @@ def _plan_table5(plan, profile, member, labels):
 JOINT = {'masks alone': 'none', 'image labels': 'image labels', 'explained boxes': 'explained boxes',
          'explanations': 'explanations', 'true boxes': 'boxes'}
 
+def _joint(kind, labels='doll'): return dict(kind=kind, labels=labels if kind.startswith('expl') else '')
+
 def _joint_rows(short):
-    "The rows of Table 6: what each changes."
-    rows = {row: dict(kind=kind) for row, kind in JOINT.items()}
+    "The rows of Table 6: what each changes; explanations have labels."
+    rows = {row: _joint(kind) for row, kind in JOINT.items()}
     if short: return rows
     weak = {row: change for row, change in rows.items() if row != 'masks alone'}
-    weak |= {'mean explanation': dict(kind='explanations'), 'mean explanation, as boxes': dict(kind='explained boxes')}
+    weak |= {'mean explanation': _joint('explanations', 'mean explanation'),
+             'mean explanation, as boxes': _joint('explained boxes', 'mean explanation')}
     return rows | weak | {f'{row}, region terms 1': change | dict(region_weight=1) for row, change in weak.items()}
 
 def _plan_table6(plan, profile, member, labels):
     budgets, short = profile['joint_masks'] or [profile['joint']['masks']], profile['design'] == 'short'
     for seed, masks, (row, change) in product(profile['seeds'], budgets, _joint_rows(short).items()):
-        uses = labels.get(row.split(',')[0], labels['doll']) if change['kind'].startswith('expl') else ''
+        uses = labels.get(change['labels'], '')
         params = profile['joint'] | change | dict(labels=uses, source=member, seed=seed, masks=masks)
         turn = () if short else (_CHEST_TURN + 3, seed)
         plan.cell('table6', row, f'{masks} masks', seed, plan.run('joint', params, [member, uses], turn))

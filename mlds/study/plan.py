@@ -295,7 +295,7 @@ def _evidence(profile):
     taught = {'masks alone': _ALONE} | _arms('EMA-taught', KNOWN) | RIVALS
     controls = _arms('self-taught', KNOWN) | _arms('untaught', KNOWN[1:])
     supervised = _supervised(_ALONE)
-    for what in ('boxes', 'image labels', 'points'):
+    for what in ('tight boxes', 'image labels', 'points'):
         arm, = _arms('EMA-taught', [what]).values()
         supervised |= _supervised(arm, f', {what}')
     table2 = _grid(taught, budgets) + _grid(controls, focus) + _ALL_MASKS + _references(profile)

@@ -1844,6 +1844,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mlds.study.statistics.seed_interval': ('statistics.html#seed_interval', 'mlds/study/statistics.py'),
                                        'mlds.study.statistics.smallest_margins': ( 'statistics.html#smallest_margins',
                                                                                    'mlds/study/statistics.py'),
+                                       'mlds.study.statistics.study_factor': ('statistics.html#study_factor', 'mlds/study/statistics.py'),
                                        'mlds.study.statistics.verdict_curve': ('statistics.html#verdict_curve', 'mlds/study/statistics.py'),
                                        'mlds.study.statistics.verdicts': ('statistics.html#verdicts', 'mlds/study/statistics.py'),
                                        'mlds.study.statistics.worst_share': ('statistics.html#worst_share', 'mlds/study/statistics.py')},

@@ -6,7 +6,7 @@
 __all__ = ['seed_interval', 'prediction_half_width', 'paired_differences', 'first_reaching', 'run_scores', 'pigeonhole_draws',
            'bootstrap_mean', 'bootstrap_difference', 'add_interval', 'fold_mean', 'fold_difference', 'holm', 'p_above',
            'p_below', 'holm_lower', 'verdicts', 'verdict_curve', 'smallest_margins', 'detectable_margins',
-           'worst_share', 'harm_rates']
+           'study_factor', 'worst_share', 'harm_rates']
 
 # %% ../../nbs/36_statistics.ipynb #7002896f
 from collections.abc import Mapping, Sequence
@@ -68,9 +68,10 @@ def paired_differences(table:pd.DataFrame, # row, column, seed, value
 
 # %% ../../nbs/36_statistics.ipynb #6eee50f8
 def first_reaching(curves:pd.DataFrame, # row, seed, step, value
-                   target:Mapping[int, float] # seed -> value to reach
+                   target:Mapping[int, float] # seed -> value to reach; seeds without one are left out
 ) -> pd.DataFrame: # row, seed, step; NaN where it is not reached
     "The first step at which every row and seed reaches the seed's target."
+    curves = curves[curves.seed.isin(list(target.keys()))]
     reached = curves[curves.value >= curves.seed.map(target)]
     steps = reached.groupby(['row', 'seed']).step.min()
     pairs = curves[['row', 'seed']].drop_duplicates().reset_index(drop=True)
@@ -276,6 +277,13 @@ def detectable_margins(table:pd.DataFrame, # value, error, df
     quantiles = stats.t.ppf(.975, table.df) + stats.t.ppf(power, table.df)
     return np.asarray(quantiles * table.error)
 
+def study_factor(error:float, # standard error of a difference in a study
+                 margin:float, # the difference that is to be told from zero
+                 power:float=.8 # chance to tell it
+) -> float: # the study that can, in patients and trainings, as a multiple of that one
+    "How many times as large a study would have to be, large enough for the normal distribution."
+    return ((stats.norm.ppf(.975) + stats.norm.ppf(power))*error/margin)**2
+
 # %% ../../nbs/36_statistics.ipynb #aac8b4bc
 def worst_share(counts:np.ndarray, # (P, C, 3): TP, FP, FN of each patient and foreground class
                 share:float=.1 # of the patients that have a score
@@ -287,18 +295,19 @@ def worst_share(counts:np.ndarray, # (P, C, 3): TP, FP, FN of each patient and f
 
 # %% ../../nbs/36_statistics.ipynb #6b7f4c7f
 def _share(runs):
-    "How many runs are harmed and collapsed, and the share of harm with its interval."
-    k, n = int(runs.harmed.sum()), len(runs)
+    "How many draws are harmed and collapsed in any of the runs, and the share of harm with its interval."
+    draws = runs.groupby(['column', 'seed'])[['harmed', 'collapsed']].any()
+    k, n = int(draws.harmed.sum()), len(draws)
     interval = stats.binomtest(k, n).proportion_ci(.95, 'exact')
-    found = dict(runs=n, harmed=k, share=k/n, low=interval.low, high=interval.high)
-    return found | dict(collapsed=int(runs.collapsed.sum()))
+    found = dict(runs=len(runs), draws=n, harmed=k, share=k/n, low=interval.low, high=interval.high)
+    return found | dict(collapsed=int(draws.collapsed.sum()))
 
 def harm_rates(table:pd.DataFrame, # row, column, seed, value; further columns may group
                row:str='masks alone', # the row to compare with
                by:str='row', # column whose values get a line each
                loss:float=.01 # what is called harm if more is lost, in the scores' unit
-) -> pd.DataFrame: # a line for each: runs, harmed, share with low and high, collapsed
-    "How often a row does worse than the masks alone of the same seed and column."
+) -> pd.DataFrame: # a line for each: runs, draws, harmed of these, share with low and high, collapsed
+    "How often a draw of masks, a seed and a column, does worse in any run than its masks alone."
     alone = table[table.row == row].set_index(['column', 'seed']).value.rename('alone')
     others = table[table.row != row].join(alone, on=['column', 'seed'], how='inner')
     others['harmed'] = others.value < others.alone - loss

@@ -479,12 +479,13 @@ def power_text(table:pd.DataFrame # from `compare_cells`
 def difference_power_text(table:pd.DataFrame, # from `compare_cells`
                           margin:float # difference that one would like to see
 ) -> str: # a sentence or two
-    "The true difference that would be told from zero, and how many patients a difference of `margin` would take."
-    least = np.median(detectable_margins(table[table.error.notna()]))
+    "The true difference that would be told from zero, and how large a study a difference of `margin` would take."
+    known = table[table.error.notna()]
+    least = np.median(detectable_margins(known))
     if np.isnan(least): return f'No comparison has the {ENOUGH} seeds that an interval needs.'
-    more = (least/margin)**2
+    more = study_factor(known.error.median(), margin)
     return (f"A true difference of {least:.3f} would be told from zero with 80 % chance in the median comparison, "
-            f"standing alone; one of {margin:g} would take about {more:.1f} times the patients.")
+            f"standing alone; one of {margin:g} would take about {more:.1f} times the patients and trainings.")
 
 # %% ../../nbs/38_tables.ipynb #dab92803
 def _which_seeds(seeds, planned):

@@ -51,8 +51,8 @@ def number_functions(figures:str|Path='figures', # folder of the profiles' table
 def _picks(table, chosen):
     def cell(name, row, column='', **where):
         return cell_text(chosen(name, dict(row=row, column=column, **where)).value.to_numpy())
-    def difference(name, row, other, column='', **where):
-        rows = chosen(name, dict(column=column, **where))
+    def difference(name, row, other, column='', score='value', **where):
+        rows = chosen(name, dict(column=column, **where)).assign(value=lambda t: t[score])
         two = rows[rows.row.isin([row, other])]
         both = two.groupby('seed').filter(lambda s: s.row.nunique() == 2) # of the others a seed may not have run yet
         found = paired_differences(both, other).set_index('row').loc[row]

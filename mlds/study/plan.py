@@ -246,7 +246,7 @@ _ALL_MASKS = _grid({'masks alone': _ALONE}, ['all'])
 
 # %% ../../nbs/35_plan.ipynb #cc97d98d
 def _short(profile):
-    "Cells of each table, few enough for half an hour."
+    "Cells of each table, few enough for an hour."
     budgets = profile['budgets']
     return dict(table1=_grid(_supervised(_ALONE), budgets), table2=_grid(ARMS, budgets) + _ALL_MASKS)
 

@@ -30,7 +30,7 @@ from .results import Results, read_results
 from .statistics import (add_interval, bootstrap_difference, bootstrap_mean, detectable_margins,
                                    fold_difference, fold_mean, harm_rates, holm, holm_lower, p_above, p_below,
                                    paired_differences, run_scores, seed_interval, smallest_margins, verdict_curve,
-                                   verdicts, worst_share)
+                                   study_factor, verdicts, worst_share)
 
 # %% ../../nbs/38_tables.ipynb #dab1877c
 def cell_runs(cells:pd.DataFrame, # of a plan: row, column, seed, run

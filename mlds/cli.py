@@ -582,7 +582,7 @@ def _annotated(folder, task, to):
 
 def evaluate(runs:Annotated[str, dict(nargs='+')], # runs or model files; several are averaged
              folder:str, # data folder with annotations
-             out:str=None, # folder for scores.csv and by_image.csv, none if not given
+             out:str=None, # folder for scores.csv and, of masks, by_image.csv; none if not given
              flip:bool=False, # average with the prediction for the mirrored image
              tiles:float=None # overlap of tiles, see `mlds predict`
 ):

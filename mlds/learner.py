@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from inspect import signature
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,22 +62,35 @@ from .transfer import TUNE, _has_adapters, add_adapters, set_trainable, start_fr
 # %% ../nbs/24_learner.ipynb #be505ecc
 TEACHERS = ('none', 'self-training', 'mean-teacher', *RIVALS)
 
-def _taught(teacher, decay, **how):
+def _taught(teacher, decay=.99, **how):
     "The callbacks that learn from what is open."
-    if teacher not in TEACHERS: raise ValueError(f"teacher={teacher!r} is unknown: choose one of {', '.join(TEACHERS)}")
     if teacher == 'none': return []
-    if teacher in RIVALS: return rival_callbacks(teacher, decay=decay)
+    if teacher in RIVALS: return rival_callbacks(teacher, decay=decay, **how)
     if teacher == 'self-training': return [PseudoLabels('self', **how)]
     return [MeanTeacher(decay), PseudoLabels('teacher', **how)]
 
 BATCH_STATISTICS = ('separate', 'together')
 
-def _teaching(teacher='mean-teacher', decay=.99, augment=True, cutmix=.5, batch_statistics='separate', **how):
+def _teaching(teacher='mean-teacher', augment=True, cutmix=.5, batch_statistics='separate', **how):
     "The callbacks that make pseudo-labels, perturb the student's images and divide its batches."
     if batch_statistics not in BATCH_STATISTICS:
         raise ValueError(f"batch_statistics={batch_statistics!r}: choose one of {', '.join(BATCH_STATISTICS)}")
     apart = [SeparateStatistics()] if batch_statistics == 'separate' else []
-    return [*_taught(teacher, decay, **how), *([StrongAugment(cutmix=cutmix)] if augment else []), *apart]
+    return [*_taught(teacher, **how), *([StrongAugment(cutmix=cutmix)] if augment else []), *apart]
+
+# %% ../nbs/24_learner.ipynb #5ac3e0d1
+_OF_ALL = ('augment', 'cutmix', 'batch_statistics') # cutmix is that of `StrongAugment`, a rival's own is as published
+
+def _settings(teacher):
+    "What `teaching` may say where this is the teacher."
+    own = [name for cb in _taught(teacher) for name in signature(type(cb)).parameters]
+    return [*(name for name in own if name not in ('source', 'validate', 'cutmix')), *_OF_ALL]
+
+def _check_teaching(teacher, teaching):
+    if teacher not in TEACHERS: raise ValueError(f"teacher={teacher!r} is unknown: choose one of {', '.join(TEACHERS)}")
+    wrong = [name for name in teaching if name not in _settings(teacher)]
+    if wrong: raise ValueError(f"teaching={{{wrong[0]!r}: ...}} says nothing where teacher={teacher!r}: "
+                               f"there are {', '.join(_settings(teacher))}")
 
 # %% ../nbs/24_learner.ipynb #4cb98505
 _fused_adamw = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True, foreach=False)
@@ -216,14 +230,18 @@ def _starting_network(dls, model, network, start, tune):
 
 # %% ../nbs/24_learner.ipynb #170094d7
 def _check_numbers(loss, teaching):
-    check_range(0, math.inf, **{k: loss[k] for k in ('aux_weight', 'dice', 'mil', 'tight') if k in loss})
-    check_range(0, 1, **{k: teaching[k] for k in ('threshold', 'start', 'ramp', 'cutmix') if k in teaching})
+    given = loss | teaching
+    check_range(0, math.inf, **{k: given[k] for k in ('aux_weight', 'dice', 'mil', 'tight', 'weight') if k in given})
+    check_range(0, 1, **{k: given[k] for k in ('threshold', 'start', 'ramp', 'cutmix') if k in given})
 
 def _loss_and_callbacks(dls, teacher, aux_supervision, loss, teaching):
-    _check_numbers(loss or {}, teaching or {})
+    loss, teaching = loss or {}, teaching or {}
+    _check_teaching(teacher, teaching)
+    _check_numbers(loss, teaching)
     if dls.task.unit == 'pixel':
-        return MixedLoss(dls.task, aux_supervision, **(loss or {})), _teaching(teacher, **(teaching or {}))
-    weights = positive_weights(dls.train.dataset.labels, dls.task.classes, **(loss or {}))
+        return MixedLoss(dls.task, aux_supervision, **loss), _teaching(teacher, **teaching)
+    if teaching: raise ValueError("teaching is for labels of pixels: those of images have no teacher")
+    weights = positive_weights(dls.train.dataset.labels, dls.task.classes, **loss)
     return MaskedBCE(weights), []
 
 # %% ../nbs/24_learner.ipynb #1040e225
@@ -236,8 +254,9 @@ def make_learner(dls:DataLoaders, # from `make_dataloaders`
                                      # network has none; as the network is if not given: all of a new one
                  network:dict|None=None, # arguments of `make_network`
                  loss:dict|None=None, # further arguments of `MixedLoss`, or of `positive_weights`
-                 teaching:dict|None=None, # decay; threshold, start, ramp, confidence of `PseudoLabels`; cutmix of
-                                          # `StrongAugment`; augment=False: images are not perturbed;
+                 teaching:dict|None=None, # of the teacher: decay; threshold, start, ramp, confidence of
+                                          # `PseudoLabels`; of a rival: weight, ramp... (chapter 19), but cutmix is
+                                          # always that of `StrongAugment`; augment=False: images are not perturbed;
                                           # batch_statistics='together': batches stay whole
                  **kwargs # of fastai's `Learner`
 ) -> MixedLearner: # ready for `fit`
@@ -361,11 +380,18 @@ def _history(learn):
     if any(lost): warnings.warn("the loss is no number any more: a smaller lr, or precision fp32, may help")
     return table
 
+def _rates(learn, lr, mult):
+    "The largest learning rate of each group of parameters, as fastai takes it; its slice would read 0 as a tenth."
+    if mult: return slice(lr*mult, lr)
+    if learn.opt is None: learn.create_opt()
+    return [0.]*(len(learn.opt.param_lists) - 1) + [lr]
+
 def fit(learn:Learner, # from `make_learner`
         lr:float=.01, # largest learning rate, of the heads
         epochs:int=2, # how often to validate and, with a checkpoint, to save
         warmup:float=.25, # share of the training in which the learning rate rises; 0..1
-        trunk_lr_mult:float=1., # learning rate of encoder, decoder and adapters, as a share of `lr`
+        trunk_lr_mult:float=1., # learning rate of encoder, decoder and adapters, as a share of `lr`; 0: nothing of
+                                # them is trained, but batch norm goes on counting: `tune` freezes that, too
         checkpoint:str|Path|None=None, # file to save to and to continue from
         bar:bool|None=None # see `progress`
 ) -> pd.DataFrame: # losses and scores, a row for each epoch
@@ -376,11 +402,10 @@ def fit(learn:Learner, # from `make_learner`
     check_range(0, math.inf, trunk_lr_mult=trunk_lr_mult)
     bar = (_watched() if bar is None else bar) and not rank_distrib()
     cbs = ([Checkpoint(checkpoint)] if checkpoint else []) + ([] if bar or rank_distrib() else [_Lines()])
-    rates = slice(lr*trunk_lr_mult, lr)
     quiet = [] if bar else [learn.no_bar(), learn.no_logging()]
     with ExitStack() as stack:
         for context in (*quiet, in_processes(learn)): stack.enter_context(context)
-        learn.fit_one_cycle(epochs, rates, pct_start=warmup, cbs=cbs)
+        learn.fit_one_cycle(epochs, _rates(learn, lr, trunk_lr_mult), pct_start=warmup, cbs=cbs)
     return _history(learn)
 
 # %% ../nbs/24_learner.ipynb #90a8de19
@@ -663,10 +688,11 @@ def image(self:_Output, name, image, looked):
 
 # %% ../nbs/24_learner.ipynb #77750a43
 @patch
-def file(self:_Output, name, file, images, look):
-    "Predict the images of a file and write what belongs to it; its lines of both tables."
+def file(self:_Output, name, file, images, look, note):
+    "Predict the images of a file, note that it is begun, and write what belongs to it; its lines of both tables."
     lines, masks, probs = zip(*(self.image(n, image, look(image)) for n, image in images))
     if self.task.unit == 'image': return dict(lines=lines)
+    note(dict(name=name))
     if self.probabilities: self.maps(name, file, probs)
     mask = self.mask(name, file, masks).relative_to(self.to).as_posix()
     done = dict(lines=[dict(id=line['id'], file=mask) | line for line in lines])
@@ -697,17 +723,18 @@ def _whole_lines(path):
     return [json.loads(line) for line in path.read_text().split('\n')[:-1]]
 
 class _Journal:
-    "What was predicted into a folder: a head, and a line for each file."
+    "What was predicted into a folder: a head, and for each file a line before it is written and one afterwards."
     def __init__(self, folder):
         self.folder, self.path = folder, folder/'.predictions.jsonl'
-        self.head, *lines = _whole_lines(self.path) or [dict(key='', names=[])]
-        self.done = {line['name']: line for line in lines}
-        self.masks = {mask: stamp for line in lines for mask, stamp in line['masks'].items()}
+        self.head, *lines = _whole_lines(self.path) or [dict(key='')]
+        self.done = {line['name']: line for line in lines if 'masks' in line}
+        now = {mask: stamp for line in self.done.values() for mask, stamp in line['masks'].items()}
+        self.masks = self.head.get('masks', {}) | now # those of earlier models, too
+        last = lines[-1] if lines else dict(name=self.head.get('begun'))
+        self.begun = None if 'masks' in last else last['name'] # interrupted while it was written
     def text(self, *lines): return ''.join(json.dumps(line) + '\n' for line in lines).encode()
-    def add(self, name, file, line):
-        masks = {row['file']: _stamp(self.folder/row['file']) for row in line['lines'] if 'file' in row}
-        self.done[name] = line | dict(name=name, stamp=_stamp(file), masks=masks)
-        with open(self.path, 'ab') as f: f.write(self.text(self.done[name]))
+    def note(self, line):
+        with open(self.path, 'ab') as f: f.write(self.text(line))
 
 # %% ../nbs/24_learner.ipynb #1d8dcd57
 @patch
@@ -717,11 +744,18 @@ def left(self:_Journal, key, files):
     return {name: file for name, file in files.items() if not self.has(name, file)}
 
 @patch
-def begin(self:_Journal, key, names):
-    "Write the head, and what is done."
-    self.head = dict(key=key, names=list(dict.fromkeys([*self.head['names'], *names])))
+def begin(self:_Journal, key):
+    "Write the head, which keeps the masks of other models, and what is done."
+    self.head = dict(key=key, masks=self.masks, begun=self.begun)
     self.path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(self.path) as f: f.write(self.text(self.head, *self.done.values()))
+
+@patch
+def add(self:_Journal, name, file, line):
+    "Note that a file is predicted."
+    masks = {row['file']: _stamp(self.folder/row['file']) for row in line['lines'] if 'file' in row}
+    self.done[name] = line | dict(name=name, stamp=_stamp(file), masks=masks)
+    self.note(self.done[name])
 
 @patch
 def has(self:_Journal, name, file):
@@ -734,16 +768,23 @@ def has(self:_Journal, name, file):
 def owns(self:_Journal, name, path):
     "Whether a file in the folder is a prediction, as it was written."
     written = self.masks.get(path.relative_to(self.folder).as_posix())
-    return name in self.head['names'] and (written is None or written == _stamp(path))
+    return name == self.begun if written is None else written == _stamp(path)
 
 # %% ../nbs/24_learner.ipynb #a33f0305
 def _files_of(rows):
     "The file of each image, by name; slices of one volume are one file."
     files = {}
     for name, image in zip(rows.id.astype(str), rows.image):
-        if isinstance(image, ImageSlice): name, image = name.removesuffix(f'/{image.slice}'), image.file
+        if isinstance(image, ImageSlice): name, image = _volume_of(name, image), image.file
         files.setdefault(name, image)
     return files
+
+def _volume_of(name, image):
+    "The name of a slice's volume."
+    volume, slash, number = name.rpartition('/')
+    if slash and number == str(image.slice): return volume
+    raise ValueError(f"id {name} is slice {image.slice} of {image.file}, and volumes are predicted as a whole: "
+                     f"give all rows of this file ids like NAME/{image.slice}, with one NAME, or pass the file")
 
 def _check_places(to, files):
     "Raise if a mask would lie among the images, or out of the folder; the folders of masks."
@@ -770,7 +811,7 @@ def _begin(to, files, key, task):
     journal = _Journal(to)
     left = journal.left(key, files)
     if task.unit == 'pixel': _check_free(to, left, journal)
-    journal.begin(key, left)
+    journal.begin(key)
     return journal, left
 
 # %% ../nbs/24_learner.ipynb #46745bbf
@@ -783,7 +824,7 @@ def _predict_files(files, out, journal, look, bar):
         next(ticks, None)
         return look(image)
     for name, parts in images.items():
-        line = out.file(name, files[name], parts, seen)
+        line = out.file(name, files[name], parts, seen, journal.note)
         journal.add(name, files[name], line)
         for row in line['lines']: strange.add(row['id'], row.get('warning'))
     next(ticks, None)
@@ -855,8 +896,9 @@ class Scores:
 
 # %% ../nbs/24_learner.ipynb #7043289f
 @patch(as_prop=True)
-def by_image(self:Scores) -> pd.DataFrame: # id, group, class, known share, IoU, Dice, HD95 if it was measured
-    "The scores of each image and class; NaN for a class that is neither there nor predicted."
+def by_image(self:Scores) -> pd.DataFrame|None: # id, group, class, known share, IoU, Dice, HD95 if it was measured
+    "The scores of each image and class, NaN for a class that is neither there nor predicted; None for image labels."
+    if self.per_image is None: return None
     names = self.per_image[['id', 'group', 'class']]
     known = np.repeat(self.shares, self.counts.shape[1])
     table = names.assign(known=known, IoU=iou(self.counts).flatten(), Dice=dice(self.counts).flatten())
@@ -914,18 +956,25 @@ def _with_distances(scores, apart, task, rows, name):
     table = scores.table.join(mean_table(apart, task, rows.group, name))
     return replace(scores, table=table, hd95=pd.DataFrame({name: apart.flatten().numpy()}))
 
+def _known_labels(rows, task, policy):
+    "Labels of images (N, K), and which of them count."
+    labels = apply_policy(rows[list(task.classes)], **policy)
+    return labels, ~labels.isnan()
+
 def _evaluate_images(models, rows, task, flip, bar, **policy):
     strange, lines = _Warned(), progress(rows.itertuples(), 'evaluate', len(rows), bar)
     probs = torch.stack([_seen(models, row, flip, None, strange) for row in lines])
     strange.close(len(rows))
-    labels = apply_policy(rows[list(task.classes)], **policy)
-    known = ~labels.isnan()
+    labels, known = _known_labels(rows, task, policy)
     blank = rows.id[~known.any(1).numpy()]
     if len(blank): raise ValueError(f"id {blank.iloc[0]}: no label of it is known: leave it out of the evaluation")
     table = auroc_table(probs, labels, rows.group, task.classes, blank='ignore').set_index('observation')
     return Scores(table, known.double().mean().item(), probs=probs, groups=rows.group.nunique())
 
 # %% ../nbs/24_learner.ipynb #493cce0f
+def _check_policy(task, policy):
+    if policy and task.unit == 'pixel': raise TypeError(f"{', '.join(policy)}: labels of pixels have no such option")
+
 def evaluate(model:nn.Module|Learner|str|Path|Sequence, # as for `predict`
              rows:pd.DataFrame, # catalogue, or rows of one, with annotations or labels
              flip:bool=False, # see `predict`
@@ -939,21 +988,24 @@ def evaluate(model:nn.Module|Learner|str|Path|Sequence, # as for `predict`
     if not len(rows): raise ValueError("no rows to evaluate: the split is empty")
     _check_model(models[0], task)
     _check_tiles(tiles, task)
+    _check_policy(task, policy)
     if task.unit == 'image': return _evaluate_images(models, rows, task, flip, bar, **policy)
-    if policy: raise TypeError(f"{', '.join(policy)}: labels of pixels have no such option")
     return _evaluate_pixels(models, rows, task, flip, bar, tiles, distances)
 
 # %% ../nbs/24_learner.ipynb #4cf24bc9
 def _says_something(row, task):
-    "Whether the class of a pixel is known, or a label."
-    if task.unit == 'image': return any(row[name] in (0, 1) for name in task.classes)
+    "Whether the class of a pixel is known."
     sets = row['annotation'].class_sets(image_size(row['image']), task.n_classes)
     return bool(known_classes(sets[None], task).any())
 
-def known_rows(rows:pd.DataFrame # catalogue, or rows of one, with annotations or labels
+def known_rows(rows:pd.DataFrame, # catalogue, or rows of one, with annotations or labels
+               **policy # as for `evaluate`
 ) -> pd.DataFrame: # those that `evaluate` can compare with a prediction
     "The rows of which something is known; raises if there are none."
-    kept = [_says_something(row, task_of(rows)) for _, row in rows.iterrows()]
+    task = task_of(rows)
+    _check_policy(task, policy)
+    if task.unit == 'image': kept = _known_labels(rows, task, policy)[1].any(1).tolist()
+    else: kept = [_says_something(row, task) for _, row in rows.iterrows()]
     if any(kept): return rows[kept].reset_index(drop=True)
     raise ValueError("of no image is anything known that could be compared with a prediction: annotate some, "
                      "or choose others")

@@ -29,7 +29,7 @@ from .checkpoints import compare_tensors
 from .dataloaders import prepare_image
 from .files import atomic_file, read_image, to_json
 from .task import Task, check_range
-from .transfer import add_adapters
+from .transfer import add_adapters, set_trainable
 from .unet import TimmUNet, UNet, timm_network
 
 # %% ../nbs/23_models.ipynb #18aa71a0
@@ -43,6 +43,7 @@ class ModelSpec:
     about: dict = field(default_factory=dict) # data, parameters, scores: text, numbers, lists and dicts
     grey: dict|None = None # of the training images, see `grey_profile`; None: not known
     crop: tuple[int, int]|None = None # (H, W) of the parts it was trained on, at the images' own resolution
+    tune: str|None = None # what of it is trained, see `TUNE`; None: all, or where there are adapters these and heads
 
 # %% ../nbs/23_models.ipynb #b5f51d06
 def _pair(value, kind): return value and kind(value)
@@ -51,7 +52,7 @@ def _pair(value, kind): return value and kind(value)
 def to_dict(self:ModelSpec) -> dict: # text, numbers, lists and dicts
     "The description as plain values, for `ModelSpec.from_dict`."
     plain = vars(self) | dict(task=self.task.to_dict(), size=_pair(self.size, list), crop=_pair(self.crop, list))
-    return plain if self.crop else {k: v for k, v in plain.items() if k != 'crop'}
+    return {k: v for k, v in plain.items() if v is not None or k not in ('crop', 'tune')}
 
 @patch(cls_method=True)
 def from_dict(cls:ModelSpec,
@@ -275,6 +276,7 @@ def load_model(file:str|Path, # written by `save_model`
     compare_tensors(tensors, model.state_dict(), file)
     model.load_state_dict(tensors)
     model.spec = spec
+    if spec.tune: set_trainable(model, spec.tune)
     return model.to(memory_format=torch.channels_last).eval()
 
 # %% ../nbs/23_models.ipynb #b05b4fcf

@@ -136,6 +136,12 @@ def set_trainable(model:EncoderDecoder, # changed in place
         for name, p in module.named_parameters(recurse=False):
             p.requires_grad_(not TUNE[tune].isdisjoint(_parts_of(model, f'{path}.{name}', module)))
     if _hold_frozen not in model._forward_pre_hooks.values(): model.register_forward_pre_hook(_hold_frozen)
+    return _tell_tuning(model, tune)
+
+def _tell_tuning(model, tune):
+    "Write into a network's description what is trained, where it is not what a new network of this form trains."
+    new, spec = 'adapters' if _has_adapters(model) else 'full', getattr(model, 'spec', None)
+    if spec: model.spec = replace(spec, tune=None if tune == new else tune)
     return model
 
 # %% ../nbs/22_transfer.ipynb #62fa2165

@@ -254,6 +254,25 @@ def test_a_corrected_mask_is_not_replaced(model, images, tmp_path):
     with pytest.raises(FileExistsError, match='one.png is there already and not as a prediction'):
         predict_folder(network(seed=1), images, tmp_path/'out', bar=False)
     assert read_mask(tmp_path/'out/one.png').all()
+    (images/'one.png').rename(images/'three.png')
+    predict_folder(network(seed=1), images, tmp_path/'out', bar=False)  # all but the corrected one
+    (images/'three.png').rename(images/'one.png')
+    with pytest.raises(FileExistsError, match='one.png is there already'):
+        predict_folder(network(seed=1), images, tmp_path/'out', bar=False)
+
+
+def test_a_mask_that_was_drawn_meanwhile_is_not_replaced_but_one_in_the_making_is(model, images, tmp_path, monkeypatch):
+    def killed(*args): raise KeyboardInterrupt
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(learner._Journal, 'add', killed)  # the first mask is written, and not noted
+        predict_folder(model, images, tmp_path/'out', bar=False)
+    assert [p.name for p in (tmp_path/'out').glob('[a-z]*')] == ['deep.png']
+    Image.fromarray(np.ones(SIZE, np.uint8)).save(tmp_path/'out/two.png')
+    with pytest.raises(FileExistsError, match='two.png is there already'):
+        predict_folder(model, images, tmp_path/'out', bar=False)
+    (tmp_path/'out/two.png').unlink()
+    predict_folder(model, images, tmp_path/'out', bar=False)
+    assert np.array_equal(read_mask(tmp_path/'out/two.png'), predict(model, images/'two.jpg'))
 
 
 # Tiles, ensembles, grey values

@@ -68,17 +68,24 @@ def _raise_problems(problems:Sequence[str], # a sentence each
     raise error('\n'.join([*count, *problems[:most], *more]))
 
 # %% ../nbs/07_catalogue.ipynb #876a6c64
+def _blank(column): return column.isna() | (column == '')
+
 def _wrong_rows(table, path):
     "Blank and repeated names in labels.csv, a line each."
     for column in ('id', 'group'):
-        for i in np.flatnonzero(table[column] == ''):
+        for i in np.flatnonzero(_blank(table[column])):
             yield f"{path} row {i+2} ({table.id.iloc[i]}): {column} is blank"
     for i in table.id[table.id.duplicated()].unique(): yield f"{path}: id {i} occurs twice; give each image its own id"
 
 # %% ../nbs/07_catalogue.ipynb #2ec71054
+def _ungrouped(cat):
+    "How many images belong to no group, a line."
+    n = _blank(cat.group).sum()
+    if n: yield f"group is blank for {n} images: write the patient, eye or volume of each, or its id if it stands alone"
+
 def _split_problems(cat):
     "What is wrong with the column `split`, a line each."
-    blank = cat.split.isna() | (cat.split == '')
+    blank = _blank(cat.split)
     if blank.any(): yield f"split is blank for {blank.sum()} images: write train, valid or test, or remove the column"
     cat = cat[~blank]
     unknown = set(cat.split) - {'train', 'valid', 'test'}
@@ -90,10 +97,10 @@ def _split_problems(cat):
 
 def check_splits(cat:pd.DataFrame # table with group, split
 ) -> pd.DataFrame: # the table itself
-    "Raise if a group is on two sides of a split, a split is unknown, or train or valid is empty."
+    "Raise if a group is blank or on two sides of a split, a split is unknown, or train or valid is empty."
     if 'split' not in cat:
         raise ValueError("there is no column 'split': deal groups to train, valid and test with split_groups")
-    _raise_problems(list(_split_problems(cat)))
+    _raise_problems([*_ungrouped(cat), *_split_problems(cat)])
     return cat
 
 # %% ../nbs/07_catalogue.ipynb #0676c5b1
@@ -103,9 +110,9 @@ def _wrong_labels(table, name, where):
         yield f"{where}: label column {name!r} is missing; add it, blank where nothing is known, or leave it out"
         return
     wrong = ~pd.to_numeric(table[name], errors='coerce').isin([1, 0, -1]) & table[name].notna()
-    for i in table.index[wrong]:
-        row = f"id {table.id[i]}" if 'id' in table else f"row {i+2}"
-        yield (f"{where}, column {name!r}, {row}: {table[name][i]} is not a label; "
+    for i in np.flatnonzero(wrong):
+        row = f"id {table.id.iloc[i]}" if 'id' in table else f"row {i+2}"
+        yield (f"{where}, column {name!r}, {row}: {table[name].iloc[i]} is not a label; "
                "write 1 (positive), 0 (negative) or -1 (uncertain), or leave it blank")
 
 # %% ../nbs/07_catalogue.ipynb #d7bd3de7
@@ -148,6 +155,7 @@ def check_catalogue(cat:Catalogue # columns id, group, image, annotation
 # %% ../nbs/07_catalogue.ipynb #48fe4c3f
 def _dealt_groups(cat):
     "The groups in which some annotation says where a class is; all groups if there is none, or if images are labelled."
+    _raise_problems(list(_ungrouped(cat)))
     labelled = getattr(getattr(cat, 'task', None), 'unit', 'pixel') == 'image'
     told = [not labelled and a.says_where for a in cat.get('annotation', [])]
     some = cat.group[told] if any(told) else cat.group
@@ -256,6 +264,7 @@ def simulate_budget(cat:Catalogue, # with splits
 ) -> Catalogue: # with few masks
     "Leave masks to a few training images and weaken or drop the others."
     _check_choices(kind, by)
+    if not cat.index.is_unique: cat = cat.reset_index(drop=True) # rows of several tables, each numbered from 0
     cat = _limit_pool(cat, pool, positive_only, seed)
     train = cat[cat.split == 'train']
     n = _count(masks, len(train), 'masks')

@@ -116,7 +116,8 @@ class Mask(Annotation):
         unknown = values == _UNKNOWN
         known = values.masked_fill(unknown, int(self.bits))
         sets = class_sets(_check_bits(known, n_classes)) if self.bits else _from_ids(known, n_classes)
-        return torch.where(unknown, nothing_known(size), sets)
+        anything = torch.full(tuple(size), (1 << n_classes) - 1)
+        return torch.where(unknown, class_sets(anything*0, anything), sets)
 
 # %% ../nbs/03_annotations.ipynb #55179925
 def _read_named(mask):

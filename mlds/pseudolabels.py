@@ -14,6 +14,8 @@ from fastai.callback.core import Callback
 from fastcore.basics import patch
 from torch import Tensor
 from .classsets import ClassSets, EVERYTHING, MAX_CLASSES, TIGHT, or_pool, pack, region_classes, to_labels, unpack
+from .task import check_range
+from .unet import Prediction
 
 # %% ../nbs/17_pseudolabels.ipynb #abdbc751
 def _mass_above(probs, allowed):
@@ -174,15 +176,23 @@ class PseudoLabels(Callback):
                  threshold:float=.9, # see `prune_candidates`; coverage, where it is calibrated
                  start:float=.3, # see `ramp_up`
                  ramp:float=.3, # see `ramp_up`
-                 confidence:str='fixed' # the threshold's rule, one of `CONFIDENCE`
+                 confidence:str='fixed' # the threshold's rule, one of `CONFIDENCE`; 'fixed' where classes overlap
     ):
         for given, known in ((source, ('teacher', 'self')), (confidence, CONFIDENCE)):
             if given not in known: raise ValueError(f"{given!r} is unknown: choose one of {', '.join(known)}")
         self.source, self.start, self.ramp, self.rule = source, start, ramp, _RULES[confidence](threshold)
-        self.adaptive = confidence != 'fixed'
+        self.threshold, self.adaptive = threshold, confidence != 'fixed'
     def state_dict(self): return self.rule.state_dict() if self.adaptive else {}
     def load_state_dict(self, state):
         if self.adaptive: self.rule.load_state_dict(state)
+
+# %% ../nbs/17_pseudolabels.ipynb #9be2c7d4
+@patch
+def before_fit(self:PseudoLabels):
+    overlapping = self.dls.task.overlapping
+    if overlapping and self.adaptive:
+        raise ValueError("classes overlap, so that there is no most probable one: choose confidence='fixed'")
+    check_range(.5 if overlapping else 0, 1, threshold=self.threshold)
 
 # %% ../nbs/17_pseudolabels.ipynb #3fec0fbc
 @patch
@@ -194,7 +204,7 @@ def predict(self:PseudoLabels,
     net = self.teacher if self.source == 'teacher' else self.model
     training = net.training
     if training: net.eval()
-    logits = net(x)[0].float()
+    logits = Prediction(net(x)).logits.float()
     if training: net.train()
     return self.dls.task.probabilities(logits)
 

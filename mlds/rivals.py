@@ -19,11 +19,12 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from .batchnorm import running_statistics_kept
+from .batchnorm import running_statistics_kept, several_processes
 from .classsets import ClassSets
 from .pseudolabels import StrongAugment, random_boxes
 from .supervision import decided_share
 from .teacher import MeanTeacher
+from .unet import Prediction
 
 # %% ../nbs/19_rivals.ipynb #b199825e
 class _Rival(Callback):
@@ -41,10 +42,13 @@ class _Rival(Callback):
 def _check_task(task):
     if task.overlapping:
         raise ValueError("rivals need one class at a pixel: for overlapping classes choose mean-teacher or none")
+    if several_processes():
+        raise ValueError("rivals train in one process: start the script without torchrun, or choose mean-teacher, "
+                         "self-training or none")
 
 def _logits(net, x):
     "Logits of a network in training mode, float (B, C, H, W)."
-    with running_statistics_kept(net): return net(x)[0].float()
+    with running_statistics_kept(net): return Prediction(net(x)).logits.float()
 
 # %% ../nbs/19_rivals.ipynb #2d0a6553
 @patch
@@ -174,10 +178,10 @@ class CrossPseudoSupervision(_Rival):
 
     def term(self, is_open):
         groups = [g for g in (~is_open, is_open) if g.any()]
-        own = torch.cat([self.pred[0][~is_open], _logits(self.model, self.x[is_open])]).float()
+        own = torch.cat([Prediction(self.pred).logits[~is_open], _logits(self.model, self.x[is_open])]).float()
         other = pytree.tree_map(lambda *parts: torch.cat(parts), *[self.second(self.x[g]) for g in groups])
         supervised = copy(self.loss_func)(other, ClassSets(torch.cat([self.y[g] for g in groups])))
-        return supervised + self._scale()*_cross_entropies(own, other[0].float())
+        return supervised + self._scale()*_cross_entropies(own, Prediction(other).logits.float())
 
 # %% ../nbs/19_rivals.ipynb #9bd98b32
 def _cross_entropies(a, b):

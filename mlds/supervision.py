@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from .classsets import (ClassSets, EVERYTHING, MAX_CLASSES, TIGHT, cell_pool, cell_side, class_sets, compact,
                              pyramid, region_levels, unpack)
 from .task import Task
+from .unet import Prediction
 
 # %% ../nbs/15_supervision.ipynb #9e66b28b
 _CACHED = 1 << 17 # numbers that stay in a processor's cache while a loss is made of them
@@ -333,7 +334,7 @@ def _full_scale_parts(self:MixedLoss, logits, sets, shares):
 # %% ../nbs/15_supervision.ipynb #5ffb82e1
 @patch
 def _aux_part(self:MixedLoss, aux_logits, sets, levels, shares):
-    if self.aux_supervision == 'none': return aux_logits[0].new_zeros(())
+    if self.aux_supervision == 'none' or not aux_logits: return shares.new_zeros(())
     losses = {'nearest': nearest_loss, 'upsample': upsample_loss}
     loss = losses.get(self.aux_supervision, partial(mlds_loss, activation=self.aux_supervision[5:]))
     told = levels or [sets]*len(aux_logits)
@@ -371,7 +372,7 @@ def _affirmed(level, chosen, classes):
 @patch
 def _levels(self:MixedLoss, aux_logits, sets, chosen, regions):
     "Class sets of each auxiliary head's cells, where they are what it is told, and the chosen images' regions there."
-    if not self.aux_supervision.startswith('mlds'): return [], []
+    if not (aux_logits and self.aux_supervision.startswith('mlds')): return [], []
     sizes, n = [z.shape[-2:] for z in aux_logits], self.task.n_classes
     levels = pyramid(sets, sizes, n)
     if not len(chosen): return levels, []
@@ -396,10 +397,11 @@ def _with_regions(self:MixedLoss, sets):
 
 @patch
 def __call__(self:MixedLoss,
-             pred:tuple, # a `Prediction`: full-scale logits (B, C, H, W), auxiliary logits
+             pred:Tensor|tuple, # full-scale logits (B, C, H, W), or a `Prediction` with auxiliary logits
              sets:ClassSets # int64 (B, 3, H, W)
 ) -> Tensor: # scalar
     "The weighted sum of the parts."
+    pred = Prediction(pred)
     chosen, regions = self._with_regions(ClassSets(sets))
     sets = compact(ClassSets(sets), self.task.n_classes)
     if (sets.possible == 0).any():

@@ -129,11 +129,13 @@ def device_of(model:Callable, # images -> logits
     return next(model.parameters(), images).device if isinstance(model, nn.Module) else images.device
 
 # %% ../nbs/26_attribution.ipynb #8d96520d
+def _modes(model): return [(m, 'training') for m in (model.modules() if isinstance(model, nn.Module) else [])]
+
 def _settings(model):
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    modules = [m for m, _ in _modes(model)]
     params = [p for m in modules for p in m.parameters(recurse=False)]
     checking = [m for m in modules if hasattr(m, 'check_range')]
-    return [*((m, 'training') for m in modules), *((p, 'requires_grad') for p in params),
+    return [*_modes(model), *((p, 'requires_grad') for p in params),
             *((m, 'check_range') for m in checking)]
 
 @contextmanager

@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from skimage.filters import threshold_otsu
 from torch import Tensor
 from .annotations import Annotation, Boxes, Mask, boxes_of, fit_thresholds
-from .attribution import Attribution, blurred, device_of, integrated_gradients
+from .attribution import Attribution, _modes, _switched_off, blurred, device_of, integrated_gradients
 from .metrics import mean_table
 from .task import Task
 from .classsets import MAX_CLASSES, ClassSets, class_sets, decode, encode, or_pool, pack, resize, unpack
@@ -270,12 +270,16 @@ def _check_logits(logits, i, n_images, n_observations):
 
 # %% ../nbs/27_doll.ipynb #1798f8c2
 @torch.no_grad()
+def _member_logits(model, images):
+    "In evaluation mode; a member stays as it was."
+    with _switched_off(_modes(model)): return model(images.to(device_of(model, images))).float().cpu()
+
 def member_probs(models:Sequence[Callable], # images (B, 1, H, W), 0..1 -> logits (B, K)
                  images:Tensor, # float (B, 1, H, W), 0..1
                  n:int # K, number of observations
 ) -> Tensor: # float (M, B, K), on the CPU
     "Probabilities of each member; raises for one that gives none, or those of other observations."
-    logits = [m(images.to(device_of(m, images))).float().cpu() for m in models]
+    logits = [_member_logits(m, images) for m in models]
     for i, each in enumerate(logits): _check_logits(each, i, len(images), n)
     return torch.stack(logits).sigmoid()
 

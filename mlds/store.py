@@ -10,8 +10,10 @@ __all__ = ['LabelStore', 'make_labels', 'label_notes', 'images_of_means', 'mean_
 import hashlib, json, zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import count
 from pathlib import Path
+from types import FunctionType
 
 import numpy as np
 import pandas as pd
@@ -326,13 +328,18 @@ def _tensor_bytes(t): return t.detach().cpu().contiguous().flatten().view(torch.
 def _tensor_digest(t): return hashlib.sha256(_tensor_bytes(t)).hexdigest()[:12]
 
 # %% ../nbs/28_store.ipynb #4f68fb35
+def _told(v):
+    "A value as JSON knows it, the same in every process: a tensor by its checksum, a function by its name."
+    if isinstance(v, (list, tuple)): return [_told(e) for e in v]
+    if isinstance(v, partial): return _told([v.func, *v.args, *sorted(v.keywords.items())])
+    if isinstance(v, (Tensor, np.ndarray)): return _tensor_digest(torch.as_tensor(v))
+    if isinstance(v, FunctionType) and '<' not in v.__qualname__: # <lambda> is the name of many
+        return f'{v.__module__}.{v.__qualname__}'
+    return v if isinstance(v, (int, float, str)) else str(v)
+
 def _label_params(models, recipe, attribute, attribution):
     "What labels depend on besides the images, as JSON knows it."
-    plain = (int, float, str)
-    def known(v):
-        if isinstance(v, (list, tuple)): return [known(e) for e in v]
-        return v if isinstance(v, plain) else str(v)
-    given = {k: known(v) for k, v in attribution.items() if k != 'chunk' and v is not None}
+    given = {k: _told(v) for k, v in attribution.items() if k != 'chunk' and v is not None}
     name = getattr(attribute, '__name__', type(attribute).__name__)
     params = dict(recipe=asdict(recipe), attribute=name, attribution=given, models=[_fingerprint(m) for m in models])
     return to_json(params)

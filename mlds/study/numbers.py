@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 from ..files import atomic_file
-from .statistics import paired_differences
+from .statistics import paired_differences, study_factor
 from .tables import cell_text, interval_text
 
 # %% ../../nbs/39_numbers.ipynb #03657f67
@@ -32,7 +32,7 @@ def fill_numbers(text:str, # Markdown, with marks
 # %% ../../nbs/39_numbers.ipynb #8d159e7f
 def number_functions(figures:str|Path='figures', # folder of the profiles' tables
                      profile:str='quick' # whose tables are meant; that of another is named 'PROFILE/TABLE'
-) -> dict: # cell, difference, interval, mean, number, seeds
+) -> dict: # cell, difference, interval, mean, number, seeds, study_factor
     "The functions that marks may call."
     @cache
     def table(name):
@@ -67,7 +67,8 @@ def _picks(table, chosen):
         return interval_text(line[value], line.low, line.high)
     def seeds(name, row, column=''):
         return ', '.join(f'{v:.2f}' for v in chosen(name, dict(row=row, column=column)).value)
-    return dict(cell=cell, difference=difference, interval=interval, mean=mean, number=number, seeds=seeds)
+    return dict(cell=cell, difference=difference, interval=interval, mean=mean, number=number, seeds=seeds,
+                study_factor=study_factor)
 
 # %% ../../nbs/39_numbers.ipynb #9ffcef9d
 def _filled_cells(nb, names):

@@ -58,6 +58,7 @@ from .supervision import MixedLoss
 from .task import Task, check_range
 from .teacher import MeanTeacher
 from .transfer import TUNE, _has_adapters, add_adapters, set_trainable, start_from, trained_groups
+from .unet import Prediction
 
 # %% ../nbs/24_learner.ipynb #be505ecc
 TEACHERS = ('none', 'self-training', 'mean-teacher', *RIVALS)
@@ -114,7 +115,7 @@ def _metric(task): return ForegroundIoU(task) if task.unit == 'pixel' else MeanA
 
 # %% ../nbs/24_learner.ipynb #c5c9cf53
 @patch
-def activation(self:MixedLoss, pred): return self.task.probabilities(pred[0].float())
+def activation(self:MixedLoss, pred): return self.task.probabilities(Prediction(pred).logits.float())
 @patch
 def decodes(self:MixedLoss, probs): return class_sets(self.task.decide(probs))
 @patch

@@ -341,6 +341,7 @@ def _label_params(models, recipe, attribute, attribution):
     "What labels depend on besides the images, as JSON knows it."
     given = {k: _told(v) for k, v in attribution.items() if k != 'chunk' and v is not None}
     name = getattr(attribute, '__name__', type(attribute).__name__)
+    if isinstance(attribute, partial): name = _told(attribute) # with its arguments
     params = dict(recipe=asdict(recipe), attribute=name, attribution=given, models=[_fingerprint(m) for m in models])
     return to_json(params)
 

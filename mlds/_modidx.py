@@ -1672,6 +1672,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlds.study.plan._job_kind': ('plan.html#_job_kind', 'mlds/study/plan.py'),
                                  'mlds.study.plan._joint': ('plan.html#_joint', 'mlds/study/plan.py'),
                                  'mlds.study.plan._joint_rows': ('plan.html#_joint_rows', 'mlds/study/plan.py'),
+                                 'mlds.study.plan._longer': ('plan.html#_longer', 'mlds/study/plan.py'),
                                  'mlds.study.plan._main': ('plan.html#_main', 'mlds/study/plan.py'),
                                  'mlds.study.plan._matched': ('plan.html#_matched', 'mlds/study/plan.py'),
                                  'mlds.study.plan._named': ('plan.html#_named', 'mlds/study/plan.py'),

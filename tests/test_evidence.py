@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from conftest import ROOT
-from mlds.study.plan import LONG, PLAIN, PLAIN_AVERAGED, TWICE, data_manifest, describe, draw, make_plan
+from mlds.study.plan import LONG, LONGER, PLAIN, PLAIN_AVERAGED, TWICE, data_manifest, describe, draw, make_plan
 from mlds.study.results import commit_results, compare, export, read_results, table_values, verdict
 from mlds.study.runs import Run
 from mlds.study.tables import start_differences, table_inputs
@@ -32,6 +32,7 @@ EFFECTS = {(PLAIN, 'all'): 0, (TWICE, 'all'): -.01, (LONG, 'all'): .03, (PLAIN_A
            ('masks alone', '6'): -.2, ('masks alone', '24'): -.1,
            ('EMA-taught, tight boxes', '24'): -.002, ('EMA-taught, points', '24'): .03,
            ('EMA-taught, nothing', '6'): -.24, ('EMA-taught, scribbles', '24'): -.04,
+           ('EMA-taught, points' + LONGER, '24'): .028, ('EMA-taught, nothing' + LONGER, '24'): 0, (TWICE + LONGER, '24'): -.01,
            ('self-taught, scribbles', '24'): -.01, ('boxes as masks', '24'): -.15,
            ('decay .9, tight boxes', '24'): -.05, ('no region term, tight boxes', '24'): -.002}
 USUAL = {'EMA-taught': -.05, 'self-taught': -.06, 'untaught': -.07, 'boxes as masks': -.15}
@@ -135,7 +136,17 @@ def test_verdicts_are_those_of_the_effects(drawn):
     assert verdicts['EMA-taught, jittered boxes', '6'] == 'hint'
     found = table(drawn, 'table2_forest')
     for cell, loss in EFFECTS.items():
-        if cell in found.index and cell != ('EMA-taught, nothing', '6'): assert abs(found.value[cell] - loss) < .01
+        if cell not in found.index or cell == ('EMA-taught, nothing', '6'): continue
+        more = EFFECTS[LONG, 'all'] if cell[0].endswith(LONGER) and cell[0] != LONG else 0
+        assert abs(found.value[cell] - loss + more) < .01
+
+def test_what_is_trained_longer_is_compared_with_what_is_too(drawn):
+    rows = [f'EMA-taught, {what}{LONGER}' for what in ('points', 'nothing', 'tight boxes')]
+    to_all, to_twice = table(drawn, 'table2_forest'), table(drawn, 'table2_batch')
+    assert [to_all.verdict[row, '24'] for row in rows] == ['non-inferior', 'inferior', 'inferior']
+    assert set(to_all.other[row, '24'] for row in rows) == {LONG}
+    assert to_twice.value[rows[1], '24'] == pytest.approx(.01, abs=.01) and to_twice.other[rows[1], '24'] == TWICE + LONGER
+    assert {r for r in pd.read_csv(drawn/'table2_harm.csv').row if r.endswith(LONGER)} == {LONG}
 
 def test_what_table_2_says(drawn):
     text = (drawn/'table2.md').read_text()

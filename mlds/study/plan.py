@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPTIONS', 'PAPERS', 'ARMS', 'AUX_NAMES', 'KNOWN', 'RIVALS', 'ABLATIONS', 'HEADLINE', 'TWICE', 'AVERAGED', 'PLAIN',
-           'PLAIN_AVERAGED', 'LONG', 'REFERENCES', 'MAIN', 'CONTROLS', 'INITS', 'TUNINGS', 'STARTS', 'JOINT',
+           'PLAIN_AVERAGED', 'LONGER', 'LONG', 'REFERENCES', 'MAIN', 'CONTROLS', 'INITS', 'TUNINGS', 'STARTS', 'JOINT',
            'read_options', 'read_profile', 'find_data', 'data_manifest', 'phantom_folder', 'Plan', 'plan_name',
            'make_plan', 'make_jobs', 'plan_folder', 'write_plan', 'draw_phantoms', 'shared_kernel', 'describe',
            'finished_runs', 'run_job', 'draw']
@@ -298,7 +298,7 @@ def _evidence(profile):
     for what in ('tight boxes', 'image labels', 'points'):
         arm, = _arms('EMA-taught', [what]).values()
         supervised |= _supervised(arm, f', {what}')
-    table2 = _grid(taught, budgets) + _grid(controls, focus) + _ALL_MASKS + _references(profile)
+    table2 = _grid(taught, budgets) + _grid(controls, focus) + _ALL_MASKS + _references(profile) + _longer(profile)
     return dict(table1=_grid(supervised, focus), table2=table2,
                 table7=_grid(_ablations(profile['train']), focus))
 
@@ -309,7 +309,8 @@ TWICE = 'masks alone, twice the batch' # as many images an iteration as beside o
 AVERAGED = f'{TWICE}, averaged weights'
 PLAIN = f'{TWICE}, no CutMix'
 PLAIN_AVERAGED = f'{PLAIN}, averaged weights'
-LONG = f'{PLAIN}, twice as long'
+LONGER = ', twice as long' # ends a row's name
+LONG = PLAIN + LONGER
 REFERENCES = [TWICE, PLAIN, PLAIN_AVERAGED, LONG]
 
 # %% ../../nbs/35_plan.ipynb #d83f8d19
@@ -322,6 +323,12 @@ def _references(profile):
     longer = dict(plain, iterations=2*train['iterations'])
     rows = {TWICE: twice, PLAIN: plain, PLAIN_AVERAGED: _averaged(plain), LONG: longer}
     return _grid({TWICE: twice, AVERAGED: _averaged(twice)}, profile['budgets']) + _grid(rows, ['all'])
+
+def _longer(profile):
+    "Cells of the claim that have twice as many iterations, beside the most masks in focus."
+    more = dict(iterations=2*profile['train']['iterations'])
+    rows = {TWICE: dict(_ALONE, bs=2*profile['train']['bs'])} | _arms('EMA-taught', ['nothing', 'points', 'tight boxes'])
+    return _grid({row + LONGER: params | more for row, params in rows.items()}, profile['focus'][-1:])
 
 # %% ../../nbs/35_plan.ipynb #e557e4a7
 def _is_headline(row, column, focus):

@@ -317,7 +317,7 @@ def _in_pixels(values, size, unit):
         return values
     odd = [v for v in values if isinstance(v, str) or not 0 <= v <= 1]
     if odd: raise ValueError(f"the coordinate {odd[0]} is relative, but does not lie in 0..1")
-    return [v*side for v, side in zip(values, cycle(size[::-1]))]
+    return [round(v*side, 2) for v, side in zip(values, cycle(size[::-1]))] # .29 of 100 is 28.999... by itself
 
 # %% ../nbs/08_folders.ipynb #6a0e0411
 @patch

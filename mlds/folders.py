@@ -630,9 +630,11 @@ def _strokes(rows):
 
 @patch
 def scribbles(self:_Folder, row):
-    "Strokes, drawn or listed."
+    "Strokes, drawn or listed; a slice of a volume on which nobody drew says nothing."
     options = dict(exhaustive=self.looked_for(row) is not None, bits=self.task.overlapping)
-    if found := self.file('scribbles', row): return ScribbleImage(found[0], slice=found[1], **options)
+    if found := self.file('scribbles', row):
+        blank = found[1] is not None and (read_mask(*found) == 255).all()
+        return Unlabelled() if blank else ScribbleImage(found[0], slice=found[1], **options)
     rows = self.rows_for('scribbles.csv', row)
     return Scribbles(_strokes(rows), **options) if rows else None
 

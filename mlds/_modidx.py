@@ -655,6 +655,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'mlds.folders._Example.save': ('folders.html#_example.save', 'mlds/folders.py'),
                               'mlds.folders._Example.weak': ('folders.html#_example.weak', 'mlds/folders.py'),
                               'mlds.folders._Folder': ('folders.html#_folder', 'mlds/folders.py'),
+                              'mlds.folders._Folder._all_tight': ('folders.html#_folder._all_tight', 'mlds/folders.py'),
                               'mlds.folders._Folder._annotation_folders': ('folders.html#_folder._annotation_folders', 'mlds/folders.py'),
                               'mlds.folders._Folder._check_table': ('folders.html#_folder._check_table', 'mlds/folders.py'),
                               'mlds.folders._Folder._found': ('folders.html#_folder._found', 'mlds/folders.py'),

@@ -601,8 +601,13 @@ def boxes(self:_Folder, row):
     "Boxes, tight or not."
     rows = self.rows_for('boxes.csv', row)
     if rows is None: return None
-    tight = [t for _, t in rows]
+    tight = [t for _, t in rows] or [self._all_tight()] # an image without any is of the others' kind
     return Boxes([box for box, _ in rows], tight=tight[0] if len(set(tight)) == 1 else tight)
+
+@patch
+def _all_tight(self:_Folder):
+    listed = [t for rows in self.marks['boxes.csv'].values() for _, t in rows]
+    return bool(listed) and all(listed)
 
 @patch
 def extreme_points(self:_Folder, row):

@@ -709,6 +709,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'mlds.folders._Folder.sizes': ('folders.html#_folder.sizes', 'mlds/folders.py'),
                               'mlds.folders._Folder.together': ('folders.html#_folder.together', 'mlds/folders.py'),
                               'mlds.folders._Folder.unit_of': ('folders.html#_folder.unit_of', 'mlds/folders.py'),
+                              'mlds.folders._all_background': ('folders.html#_all_background', 'mlds/folders.py'),
                               'mlds.folders._any_bit': ('folders.html#_any_bit', 'mlds/folders.py'),
                               'mlds.folders._check_cells': ('folders.html#_check_cells', 'mlds/folders.py'),
                               'mlds.folders._check_geometry': ('folders.html#_check_geometry', 'mlds/folders.py'),

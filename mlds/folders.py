@@ -566,7 +566,13 @@ def separate_masks(self:_Folder, row):
     "Black and white masks, one for each class."
     files, *k = self.files_by_class('masks', self.class_folders, row)
     seen, stated = self.looked_for(row), row.get('kind') or row.get('looked_for')
-    return ClassMasks(files, *k, looked_for=seen and sorted({*seen, *files})) if files or stated else None
+    if files: return ClassMasks(files, *k, looked_for=seen and sorted({*seen, *files}))
+    return _all_background(row['size_'], seen) if stated else None
+
+def _all_background(size, seen):
+    "A mask that shows nothing of what was looked for."
+    sets = np.broadcast_to(np.uint8(1), size)
+    return Mask(sets, True) if seen is None else PartialMask(sets, True, looked_for=seen)
 
 # %% ../nbs/08_folders.ipynb #023270dd
 @patch

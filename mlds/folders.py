@@ -506,13 +506,15 @@ def _named_colours(self:_Folder, table):
     unknown = colours.pop('unknown', None)
     return dict(values={colour: self.class_id(name) for name, colour in colours.items()}, unknown=unknown)
 
+def _is_cut(value, end): return not isinstance(value, str) and (0 <= value <= 1 or value == end)
+
 @patch
 def read_thresholds(self:_Folder):
     "Core and rim of each class for probability maps."
     path = self.path/'thresholds.csv'
     if not (self.path/'probabilities').is_dir(): return {}
     rows = read_table(path, ['class', 'core', 'rim'])[['class', 'core', 'rim']].values.tolist()
-    wrong = [(n, v) for n, *cuts in rows for v in map(_number, cuts) if isinstance(v, str) or not 0 <= v <= 1]
+    wrong = [(n, v) for n, *cuts in rows for v, end in zip(map(_number, cuts), (math.inf, 1)) if not _is_cut(v, end)]
     if wrong: raise ValueError("{}: the class {} has {}: core and rim are numbers from 0 to 1".format(path, *wrong[0]))
     return {self.class_id(n): (_number(core), _number(rim)) for n, core, rim in rows}
 

@@ -667,9 +667,31 @@ def read_exports(self:_Folder, exhaustive, blank):
     sizes = {_export_name(row): row['size_'] for row in self.rows.to_dict('records')}
     if len(sizes) < len(self.rows): raise ValueError(f"{where} cannot tell two images whose files have one name")
     if not EXPORT_READERS: raise ImportError(f"{where} is read by mlds.sources.tools: import it first")
-    options = dict(overlapping=self.task.overlapping, images=sizes)
-    self.exports[exhaustive, blank] = EXPORT_READERS[0](where, self.classes, exhaustive, blank, **options)
-    return self.exports[exhaustive, blank]
+    options = dict(overlapping=self.task.overlapping, images=self._every_slice() | sizes)
+    found = EXPORT_READERS[0](where, self.classes, exhaustive, blank, **options)
+    self._check_segmentations(where)
+    self.exports[exhaustive, blank] = found
+    return found
+
+@patch
+def _volumes(self:_Folder):
+    "Name in exports -> a row of each volume."
+    slices = [row for row in self.rows.to_dict('records') if isinstance(row['image'], ImageSlice)]
+    return {Path(row['id']).parent.name: row for row in slices}
+
+@patch
+def _every_slice(self:_Folder):
+    "Sizes of all slices of the volumes, listed or not: a segmentation holds all of them."
+    counted = {name: (image_slices(row['image']), row['size_']) for name, row in self._volumes().items()}
+    return {f'{name}_{k:03d}': size for name, (n, size) in counted.items() for k in range(n)}
+
+@patch
+def _check_segmentations(self:_Folder, where):
+    "Raise if a segmentation has other slices than its volume, or says that it lies elsewhere."
+    volumes = self._volumes()
+    for file in sorted(where.glob('*.nrrd')):
+        row = volumes.get(normalize('NFC', file.name.removesuffix('.nrrd').removesuffix('.seg')))
+        if row: _check_geometry(file, row['image'].file)
 
 # %% ../nbs/08_folders.ipynb #cf7c9920
 @patch

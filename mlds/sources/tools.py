@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlparse
+from unicodedata import normalize
 from xml.etree import ElementTree
 
 import numpy as np
@@ -615,13 +616,18 @@ def _class_of(name, task, rename):
                      f"rename={{{name!r}: '...'}}, or None to leave its shapes out")
 
 # %% ../../nbs/11_sources_tools.ipynb #615a8c9f
-def _stem(name): return PurePosixPath(str(name).replace('\\', '/')).stem
+def _plain_name(name): return PurePosixPath(normalize('NFC', str(name)).replace('\\', '/')).name
+def _stem(name): return PurePosixPath(_plain_name(name)).stem
+
+def _by_stem(images):
+    "Sizes by names as `_stem` writes them; a folder, or None, as it is."
+    return {normalize('NFC', k): v for k, v in images.items()} if isinstance(images, Mapping) else images
 
 def _file_of(name, folder):
     "The image file in a folder; raises if it is not there, or more than one is."
     stem = _stem(name)
-    files = [f for f in sorted(Path(folder).iterdir()) if f.stem == stem and f.is_file()]
-    exact = [f for f in files if f.name == PurePosixPath(str(name).replace('\\', '/')).name]
+    files = [f for f in sorted(Path(folder).iterdir()) if _stem(f.name) == stem and f.is_file()]
+    exact = [f for f in files if _plain_name(f.name) == _plain_name(name)]
     if len(exact or files) == 1: return (exact or files)[0]
     raise ValueError(f"{len(files)} files are called {stem} in the folder of images {folder}: one is needed")
 
@@ -787,7 +793,7 @@ def read_annotations(path:str|Path, # export of an annotation tool, or a folder 
     "What an annotation tool's export says about each image; raises all its problems at once."
     task = Task(classes, overlapping)
     _check_options(format, blank, exhaustive)
-    options = _Options(task, _exhaustive_ids(exhaustive, task), blank, tight, rename or {}, images)
+    options = _Options(task, _exhaustive_ids(exhaustive, task), blank, tight, rename or {}, _by_stem(images))
     found, problems = {}, []
     for file in _files_of(path):
         makers = _told(file, problems, partial(_read_file, extreme=extreme, attribute=attribute), file, format)

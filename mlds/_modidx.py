@@ -1508,6 +1508,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlds.sources.tools._hint': ('sources_tools.html#_hint', 'mlds/sources/tools.py'),
                                     'mlds.sources.tools._in_image': ('sources_tools.html#_in_image', 'mlds/sources/tools.py'),
                                     'mlds.sources.tools._inside': ('sources_tools.html#_inside', 'mlds/sources/tools.py'),
+                                    'mlds.sources.tools._inwards': ('sources_tools.html#_inwards', 'mlds/sources/tools.py'),
                                     'mlds.sources.tools._is_via': ('sources_tools.html#_is_via', 'mlds/sources/tools.py'),
                                     'mlds.sources.tools._known_size': ('sources_tools.html#_known_size', 'mlds/sources/tools.py'),
                                     'mlds.sources.tools._label_row': ('sources_tools.html#_label_row', 'mlds/sources/tools.py'),

@@ -662,9 +662,14 @@ def _box_row(c, data, size, n_classes):
     _check_box(row, size, n_classes)
     return row
 
-def _point_row(c, data, size, n_classes): return c, *_check_mark((c, [data]), size, n_classes)[1][0]
-def _stroke_row(c, data, size, n_classes): return _check_mark((c, data), size, n_classes)
-def _extremes_row(c, data, size, n_classes): return _check_extremes((c, data), size, n_classes)
+def _inwards(points, size):
+    "Points; those on the right and lower edge of the image, which tools allow, in its last pixels."
+    height, width = size
+    return [(width - .5 if x == width else x, height - .5 if y == height else y) for x, y in points]
+
+def _point_row(c, data, size, n_classes): return c, *_check_mark((c, _inwards([data], size)), size, n_classes)[1][0]
+def _stroke_row(c, data, size, n_classes): return _check_mark((c, _inwards(data, size)), size, n_classes)
+def _extremes_row(c, data, size, n_classes): return _check_extremes((c, _inwards(data, size)), size, n_classes)
 def _label_row(c, data, size, n_classes): return c
 
 _ROWS = {'areas': _area_row, 'rough': _rough_row, 'boxes': _box_row, 'points': _point_row, 'strokes': _stroke_row,

@@ -21,7 +21,7 @@ from scipy.optimize import least_squares, minimize
 from scipy.spatial.distance import cdist
 from scipy.stats import multivariate_normal, norm, t
 from sklearn.isotonic import isotonic_regression
-from .annotations import Annotation, weaken
+from .annotations import Annotation, Boxes, ExtremePoints, weaken
 
 # %% ../nbs/30_planner.ipynb #f9f02be0
 PRICES = {'none': (0., 'image'), 'unlabelled': (0., 'image'), 'image labels': (20., 'image'),
@@ -48,7 +48,7 @@ def mean_objects(annotations:Iterable[Annotation], # masks, or boxes
     boxes = []
     for a in annotations:
         if a.kind == 'mask': a = weaken(a, 'boxes', n_classes)
-        if hasattr(a, 'boxes'): boxes.append(len(a.boxes))
+        if isinstance(a, (Boxes, ExtremePoints)): boxes.append(len(a.boxes if isinstance(a, Boxes) else a.points))
     if not boxes: raise ValueError("objects cannot be counted without masks or boxes: say how many an image has")
     return float(np.mean(boxes))
 

@@ -439,10 +439,11 @@ def _place_for_converted(out=None):
         with tempfile.TemporaryDirectory() as folder: yield folder
 
 def _folder_channels(data):
-    "Channels of the first image of a folder; 1 where there is none, or none that can be read."
-    for folder in data_folders(data).values():
-        for file in sorted((folder/'images').glob('[!.]*'))[:1]:
-            with suppress(ValueError, OSError): return _channels(file)
+    "Channels of the first image that can be read, or of a volume's middle slice; 1 where there is none."
+    from mlds.files import ImageSlice, image_slices
+    from mlds.folders import _image_files
+    for file in (f for folder in data_folders(data).values() for f in _image_files(folder/'images')):
+        with suppress(ValueError, OSError): return _channels(ImageSlice(file, image_slices(file)//2))
     return 1
 
 def check(folder:Annotated[str, dict(nargs='+')], # data folder, or several that will be trained on together

@@ -289,13 +289,13 @@ def _grey(colours, name):
     return colours @ np.array([.299, .587, .114])
 
 # %% ../nbs/02_files.ipynb #b6693ed8
-def _check_pixels(pixels, name, channels):
+def _check_pixels(pixels, name, channels, remedy='remove it'):
     shape = pixels.shape[:2] if channels == 1 else (*pixels.shape[:2], channels)
     if pixels.ndim < 2 or pixels.shape != shape:
         expected = '(height, width)' if channels == 1 else f'(height, width, {channels})'
         raise ValueError(f"{name} has shape {pixels.shape}: {expected} is expected")
     if not np.isfinite(pixels).all(): raise ValueError(f"{name} holds NaN or infinite values: repair or remove it")
-    if pixels.min() == pixels.max(): raise ValueError(f"{name} is constant ({pixels.min():g} everywhere): remove it")
+    if pixels.min() == pixels.max(): raise ValueError(f"{name} is constant ({pixels.min():g} everywhere): {remedy}")
     return pixels
 
 # %% ../nbs/02_files.ipynb #de47c103
@@ -312,7 +312,10 @@ def read_image(source:np.ndarray|str|Path|ImageSlice, # image or its file, in an
     name, file = f'image {source}', open_image(source, 'image')
     k = _which(file, slice, name)
     with reading_file(source, 'image'): pixels = file.shown(k, window)
-    return _check_pixels(_in_channels(pixels, channels, name).astype(np.float32), name, channels)
+    pixels = _in_channels(pixels, channels, name).astype(np.float32)
+    if file.slices == 1: return _check_pixels(pixels, name, channels)
+    instead = 'name the other slices in labels.csv, in a column slice'
+    return _check_pixels(pixels, f'{name}, slice {k},', channels, instead)
 
 # %% ../nbs/02_files.ipynb #c69fe666
 def image_size(source:np.ndarray|str|Path|ImageSlice # image or its file

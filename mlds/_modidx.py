@@ -505,6 +505,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'mlds.doll._check_choice': ('doll.html#_check_choice', 'mlds/doll.py'),
                            'mlds.doll._check_logits': ('doll.html#_check_logits', 'mlds/doll.py'),
                            'mlds.doll._check_pairs': ('doll.html#_check_pairs', 'mlds/doll.py'),
+                           'mlds.doll._check_shares': ('doll.html#_check_shares', 'mlds/doll.py'),
                            'mlds.doll._explanations': ('doll.html#_explanations', 'mlds/doll.py'),
                            'mlds.doll._from_prior': ('doll.html#_from_prior', 'mlds/doll.py'),
                            'mlds.doll._hit': ('doll.html#_hit', 'mlds/doll.py'),

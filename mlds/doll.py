@@ -113,12 +113,17 @@ def threshold_values(maps:Tensor, # float (P, H, W)
 ) -> Tensor: # float (P,)
     "Where each map is cut."
     _check_choice('rule', rule, CUTOFFS)
+    if not len(maps): return maps.new_zeros(0) # torch warns of a deviation of nothing
     if cutoff is None: cutoff = CUTOFFS[rule]
     if rule == 'otsu': return maps.new_tensor([threshold_otsu(m) for m in maps.cpu().numpy()])
     if rule == 'mean_sd': return maps.mean((1, 2)) + cutoff*maps.flatten(1).std(1)
-    if not 0 < cutoff < 1:
-        raise ValueError(f"cutoff={cutoff}: rule 'percentile' takes the share of the pixels below, between 0 and 1")
+    _check_shares(cutoff=cutoff)
     return _share_value(maps, cutoff)
+
+def _check_shares(**cuts):
+    for name, cut in cuts.items():
+        if cut is None or 0 < cut < 1: continue
+        raise ValueError(f"{name}={cut}: rule 'percentile' takes the share of the pixels below, between 0 and 1")
 
 # %% ../nbs/27_doll.ipynb #79bbf180
 def threshold_maps(maps:Tensor, # float (P, H, W)
@@ -168,12 +173,13 @@ class Recipe:
         for name in _SHARES:
             value = getattr(self, name)
             if not 0 <= value <= 1: raise ValueError(f"{name}={value} is outside 0..1")
+        if self.rule == 'percentile': _check_shares(cutoff=self.cutoff, rim=self.rim)
         self._check_rim()
 
     def _check_rim(self):
         if self.rim is None: return
+        if CUTOFFS[self.rule] is None: raise ValueError(f"rim={self.rim}: rule '{self.rule}' has no cutoffs")
         core = CUTOFFS[self.rule] if self.cutoff is None else self.cutoff
-        if core is None: raise ValueError(f"rim={self.rim}: rule '{self.rule}' has no cutoffs")
         if self.rim > core: raise ValueError(f"rim={self.rim} is above the core's cutoff, {core}")
 
 # %% ../nbs/27_doll.ipynb #0d60ad3e

@@ -285,6 +285,7 @@ def member_probs(models:Sequence[Callable], # images (B, 1, H, W), 0..1 -> logit
                  n:int # K, number of observations
 ) -> Tensor: # float (M, B, K), on the CPU
     "Probabilities of each member; raises for one that gives none, or those of other observations."
+    if not len(models): raise ValueError("no models: a committee needs at least one member")
     logits = [_member_logits(m, images) for m in models]
     for i, each in enumerate(logits): _check_logits(each, i, len(images), n)
     return torch.stack(logits).sigmoid()
@@ -530,7 +531,7 @@ def _hit(heat, truth):
 def _protocol_table(truth, score, name, n):
     "A score (image, observation, mask) -> float as a table of means."
     observations = sorted({o for masks in truth.values() for o in masks})
-    values = [[score(i, o, masks[o]) for o in observations] for i, masks in truth.items()]
+    values = [[score(i, o, masks[o]) if o in masks else math.nan for o in observations] for i, masks in truth.items()]
     task = Task(tuple(observations), unit='image')
     return mean_table(torch.tensor(values, dtype=torch.double), task, [i.split('_')[0] for i in truth], name, n)
 

@@ -121,8 +121,14 @@ def _hold_frozen(module, *_):
         for child in module.children(): _hold_frozen(child)
 
 # %% ../nbs/22_transfer.ipynb #603a7c34
+def _check_parts(model):
+    if hasattr(model, 'encoder') and hasattr(model, 'decoder'): return
+    raise TypeError(f"a {type(model).__name__} has no encoder and decoder of which a part could be frozen or adapted, "
+                    "only a U-Net has: leave tune and adapters out")
+
 def _check_tuning(model, tune):
     if tune not in TUNE: raise ValueError(f"tune={tune!r} is unknown: choose one of {', '.join(TUNE)}")
+    _check_parts(model)
     if 'adapters' in TUNE[tune] and not _has_adapters(model):
         raise ValueError("the network has no adapters: call add_adapters first")
 
@@ -146,6 +152,7 @@ def _tell_tuning(model, tune):
 
 # %% ../nbs/22_transfer.ipynb #62fa2165
 def _attach_adapters(model, adapters):
+    _check_parts(model)
     if isinstance(adapters, str) and adapters not in ADAPTERS:
         raise ValueError(f"adapters={adapters!r} is unknown: choose one of {', '.join(ADAPTERS)}")
     if isinstance(adapters, str): ADAPTERS[adapters](model)
@@ -242,7 +249,7 @@ def _feature_name(name, parts):
     return next((n for n in (name, name.replace('.', '_', 1)) if n.split('.')[0] in parts), None)
 
 # %% ../nbs/22_transfer.ipynb #ac0ee93f
-def _from_classifier(model, source):
+def _from_classifier(model, source, new_scale):
     "The encoder's weights from a classifier with the same timm network."
     body = getattr(model.encoder, 'body', None)
     if body is None:
@@ -251,14 +258,20 @@ def _from_classifier(model, source):
     tensors, parts = _classifier_tensors(source), {name for name, _ in body.named_children()}
     names = {k: _feature_name(k, parts) for k in tensors}
     found = {new: tensors[k] for k, new in names.items() if new}
-    try: compare_tensors(found, body.state_dict(), 'the classifier')
+    here = {k: v for k, v in body.state_dict().items() if '.adapters.' not in k} # no classifier has some
+    try: compare_tensors(found, here, 'the classifier')
     except ValueError as e:
         arch = body.pretrained_cfg['architecture']
         raise ValueError(f"{e}. The encoder is {arch}: train a classifier with the same timm network") from None
-    body.load_state_dict(found)
+    body.load_state_dict(body.state_dict() | found)
+    _scale_class_layers(model, new_scale)
     loaded = [f'encoder.body.{k}' for k in found]
     new = [k for k in model.state_dict() if k not in set(loaded)]
     return LoadReport(loaded, new, [k for k, feature in names.items() if not feature])
+
+def _scale_class_layers(model, scale):
+    tensors = model.state_dict()
+    for name in _class_layers(model): tensors[name].mul_(scale)
 
 # %% ../nbs/22_transfer.ipynb #2ddc0fd3
 def start_from(model:EncoderDecoder, # receives the weights
@@ -270,7 +283,7 @@ def start_from(model:EncoderDecoder, # receives the weights
         raise TypeError(f"a {type(model).__name__} cannot start from another network, only a U-Net can: continue "
                         "its own training, or build it with make_network(task, ..., pretrained=file)")
     if isinstance(source, EncoderDecoder): return _from_segmenter(model, source, new_scale)
-    if isinstance(source, (nn.Module, Mapping)): return _from_classifier(model, source)
+    if isinstance(source, (nn.Module, Mapping)): return _from_classifier(model, source, new_scale)
     raise TypeError(f"source is a {type(source).__name__}: read a file with load_model, and pass what that returns")
 
 # %% ../nbs/22_transfer.ipynb #e456a89d

@@ -60,6 +60,7 @@ def from_dict(cls:ModelSpec,
 ) -> ModelSpec: # an equal description
     "The description that `to_dict` wrote down."
     pairs = {k: _pair(values.get(k), tuple) for k in ('size', 'crop')}
+    if isinstance(values.get('normalise'), list): pairs |= dict(normalise=tuple(values['normalise']))
     return cls(**values | dict(task=Task.from_dict(values['task'])) | pairs)
 
 # %% ../nbs/23_models.ipynb #a067059f

@@ -2120,6 +2120,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'mlds.widgets._member_maps': ('widgets.html#_member_maps', 'mlds/widgets.py'),
                               'mlds.widgets._middles': ('widgets.html#_middles', 'mlds/widgets.py'),
                               'mlds.widgets._png': ('widgets.html#_png', 'mlds/widgets.py'),
+                              'mlds.widgets._position': ('widgets.html#_position', 'mlds/widgets.py'),
                               'mlds.widgets._span': ('widgets.html#_span', 'mlds/widgets.py'),
                               'mlds.widgets.annotation_view': ('widgets.html#annotation_view', 'mlds/widgets.py'),
                               'mlds.widgets.as_annotation': ('widgets.html#as_annotation', 'mlds/widgets.py'),

@@ -26,7 +26,7 @@ from .catalogue import Catalogue, check_labels, task_of
 from .classsets import ClassSets, class_sets, or_pool, resize, unpack
 from .dataloaders import CatalogueDataset, prepare_image
 from .doll import Recipe, explain_batch, normalize_maps, read_labels
-from .files import atomic_file, lock, read_image, to_json, unlock
+from .files import atomic_file, image_size, lock, read_image, to_json, unlock
 from .learner import progress
 from .task import Task
 
@@ -443,7 +443,7 @@ def mean_position(cat:Catalogue, # training images whose annotations are masks o
     "Where the masks of each observation lie on average."
     n, total = len(task_of(cat).classes), 0
     for row in cat.itertuples():
-        sets = row.annotation.class_sets(read_image(row.image).shape[:2], n + 1)
+        sets = row.annotation.class_sets(image_size(row.image), n + 1)
         total = total + unpack(resize(sets, size).certain, n + 1)[1:].float()
     return normalize_maps(total)
 
@@ -460,11 +460,12 @@ def healthy_images(cat:Catalogue, # training images with labels of unit 'image'
                    size:Sequence[int], # (H, W)
                    at_most:int=600, # the first so many
                    recipe:Recipe=Recipe() # names the placeless observations
-) -> Tensor: # float (M, 1, H, W), 0..1
+) -> Tensor: # float (M, C, H, W), 0..1
     "Images without a finding."
     classes = task_of(cat).classes
     none = [o for o in classes if o in recipe.placeless]
     healthy = (cat[none] == 1).any(axis=1) if none else (cat[list(classes)] == 0).all(axis=1)
     if not healthy.any():
         raise ValueError("no image is without a finding, so none can be a baseline: choose black, mean or blurred")
-    return torch.stack([prepare_image(read_image(f), size, 'unit') for f in cat.image[healthy].head(at_most)])
+    files, channels = cat.image[healthy].head(at_most), task_of(cat).channels
+    return torch.stack([prepare_image(read_image(f, channels), size, 'unit') for f in files])

@@ -216,8 +216,13 @@ def _member_maps(models, image, k, baseline, steps):
     explained = (integrated_gradients(m, image[None], [(0, k)], baseline, steps) for m in models)
     return [a.values.cpu() for a in explained]
 
+def _position(models, observation):
+    names = models[0].spec.task.classes
+    if observation in names: return names.index(observation)
+    raise ValueError(f"observation {observation!r} is unknown: choose one of {', '.join(names)}")
+
 def explanation_view(models:Sequence[nn.Module], # committee, see `train_committee` or `load_model`
-                     image:Tensor, # float (1, H, W), 0..1
+                     image:Tensor, # float (C, H, W), 0..1
                      observation:str, # one of the models' task
                      steps:int=16, # points on the path of Integrated Gradients
                      baseline:str='black', # where the path begins, see `integrated_gradients`
@@ -225,12 +230,12 @@ def explanation_view(models:Sequence[nn.Module], # committee, see `train_committ
                      title:str='' # beside the picture; the observation if not given
 ) -> Figure: # image, consensus, smoothed consensus, label
     "A committee's explanation of one observation and the label that it becomes."
-    k = models[0].spec.task.classes.index(observation)
-    maps = _member_maps(models, image, k, baseline, steps)
+    maps = _member_maps(models, image, _position(models, observation), baseline, steps)
+    grey = image[:1].cpu()
     shown = {'consensus': combined_maps(maps, replace(recipe, smooth_positive=False)).numpy()}
-    if recipe.smooth_positive: shown['smoothed'] = combined_maps(maps, recipe).numpy()
-    outlined = {'label': label_maps(maps, recipe).numpy()}
-    return gallery(image.cpu().numpy(), shown, outlined, [title or observation])
+    if recipe.smooth_positive: shown['smoothed'] = combined_maps(maps, recipe, grey).numpy()
+    outlined = {'label': label_maps(maps, recipe, grey).numpy()}
+    return gallery(grey.numpy(), shown, outlined, [title or observation])
 
 # %% ../nbs/29_widgets.ipynb #7c7470ff
 def _image_options(cat:Catalogue # its task has unit 'image'
@@ -248,7 +253,7 @@ def explanation_explorer(models:Sequence[nn.Module], # committee
     "Sliders for image, observation, steps, smoothing and threshold."
     models, files, spec = list(models), list(cat.image), models[0].spec
     def view(image, observation, steps, sigma, cutoff):
-        x = prepare_image(read_image(files[image]), spec.size, spec.normalise)
+        x = prepare_image(read_image(files[image], spec.task.channels), spec.size, spec.normalise)
         probability = predict(models, files[image])[observation]
         recipe = Recipe(sigma=sigma, cutoff=cutoff)
         return explanation_view(models, x, observation, steps, recipe=recipe, title=f'{observation}\n{probability:.2f}')

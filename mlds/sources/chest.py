@@ -513,8 +513,12 @@ def read_chest(folder:str|Path, # one of `chest_folders`
     "The catalogue of a chest X-ray data set."
     if task_name not in CHEST_TASKS:
         raise ValueError(f"task {task_name!r} is unknown; choose from {', '.join(CHEST_TASKS)}")
-    plain = _reader(folder) is read_folder
-    return read_source(folder, **(dict(unit='image' if task_name == 'findings' else 'pixel') if plain else {}))
+    unit = 'image' if task_name == 'findings' else 'pixel'
+    given = dict(unit=unit) if 'unit' in signature(_reader(folder)).parameters else {}
+    cat = read_source(folder, **given)
+    if cat.task.unit == unit: return cat
+    raise ValueError(f"{folder} has labels of each {cat.task.unit}, but for {task_name} those of each {unit} are "
+                     "needed: give another data set")
 
 # %% ../../nbs/10_sources_chest.ipynb #335853d4
 def _runs(text):

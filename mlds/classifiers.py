@@ -31,6 +31,9 @@ def check_varies(probs:Tensor, # (N, K) probabilities
 ) -> Tensor: # the probabilities themselves
     "Raise, naming the observations, if the output is NaN or the same for all images."
     check_finite(probs, observations, name)
+    if len(probs) < 2:
+        raise ValueError(f"whether {name} varies its output shows on two images or more, there is {len(probs)}: "
+                         "put more into validation")
     spread, mean = probs.amax(0) - probs.amin(0), probs.mean(0)
     constant = [f'{o} (always {m:.3f})' for o, m, s in zip(observations, mean, spread) if s < tolerance]
     if not constant: return probs
@@ -80,7 +83,7 @@ def calibrate(model:Classifier, # with its `spec`; changed in place
 def train_classifier(cat:Catalogue, # with splits; its task has unit 'image'
                      arch:str, # timm's name of the network
                      size:Sequence[int], # (H, W) of the images
-                     iterations:int=300, # training batches in all
+                     iterations:int=300, # training batches in all, rounded up to a multiple of `epochs`
                      bs:int=32, # images in a batch
                      lr:float=5e-3, # largest learning rate
                      seed:int=0, # of initialisation, batches and augmentation
@@ -88,7 +91,7 @@ def train_classifier(cat:Catalogue, # with splits; its task has unit 'image'
                      cap:float=10., # largest weight of positives
                      pretrained:bool|str|Path=False, # see `make_network`
                      file:Path|None=None, # where the classifier is saved
-                     cbs:Sequence=(), # further fastai callbacks
+                     cbs:Sequence=(), # further fastai callbacks, such as loggers; a member's name does not tell them
                      **kwargs # of `make_dataloaders`: uncertain, blank, tfms, cache, num_workers, device
 ) -> Classifier: # in evaluation mode, calibrated
     "Train one classifier, or continue its training from the checkpoint beside `file`."

@@ -107,6 +107,9 @@ def _create(self:LabelStore, asked, shard):
     if not {'classes', 'size'} <= set(asked):
         raise FileNotFoundError(f"there is no store in {self.folder}: fill one with `make_labels`")
     Task(tuple(asked['classes']), overlapping=True) # raises where names cannot be those of classes
+    if any(self.folder.glob('[0-9]*.bin')):
+        raise ValueError(f"{self.folder} holds labels, but no store.json to say how they were made: "
+                         "delete the folder and run make_labels again, or choose another")
     self.folder.mkdir(parents=True, exist_ok=True)
     head = dict(version=_VERSION, shard=shard, params={}) | asked
     with atomic_file(self._file) as f: f.write(_seal(head))
@@ -375,7 +378,7 @@ def make_labels(models:Sequence[nn.Module], # committee, images (B, 1, H, W) in 
                 attribute:Callable=integrated_gradients, # or `gradient`, `smoothgrad`, `grad_cam`
                 baselines:Sequence|None=None, # of `attribute`: each explains by itself, and all count alike
                 prior:Tensor|None=None, # float (K, H, W), maps in the place of explanations, see `explain_batch`
-                bs:int=16, # images in a batch
+                bs:int=16, # images in a batch; with noise the labels depend on it
                 shard:int=1024, # images in a shard
                 num_workers:int=0, # reading processes
                 bar:bool|None=None, # see `progress`

@@ -79,7 +79,9 @@ def _baselines(images:Tensor, # float (B, C, H, W), 0..1
                baseline:str|float|Tensor|Callable|Sequence # see `integrated_gradients`
 ) -> list[Tensor]: # float (B, C, H, W) each
     "The images from which the paths begin."
-    if isinstance(baseline, (list, tuple)): return [b for each in baseline for b in _baselines(images, each)]
+    if isinstance(baseline, (list, tuple)):
+        if not len(baseline): raise ValueError("baseline is an empty list: a path must begin somewhere")
+        return [b for each in baseline for b in _baselines(images, each)]
     if callable(baseline): return _baselines(images, baseline(images))
     if isinstance(baseline, str): baseline = _named_baseline(images, baseline)
     start = torch.as_tensor(baseline, dtype=images.dtype, device=images.device)
@@ -113,6 +115,9 @@ class NearestImages:
         check_images(self.pool, 'pool')
 
     def __call__(self, images): # float (B, C, H, W) -> list of k tensors like it
+        if self.pool.shape[1:] != images.shape[1:]:
+            raise ValueError(f"a pool of shape {tuple(self.pool.shape)} does not fit images of shape "
+                             f"{tuple(images.shape)}: both need the same channels and size")
         pool = self.pool.to(images)
         distances = torch.cdist(_thumbnails(images), _thumbnails(pool))
         return list(pool[distances.topk(self.k, largest=False).indices.T])
@@ -347,6 +352,7 @@ def _noisy_copies(images:Tensor, # float (B, C, H, W)
                   seed:int # of the noise
 ) -> Iterator[Tensor]: # float (B, C, H, W), `samples` times
     "Copies of the images with normal noise; the images themselves if `noise` is 0."
+    if samples < 1: raise ValueError(f"samples={samples}: there must be at least one")
     if not noise:
         if samples == 1: return iter([images])
         raise ValueError(f"samples={samples} with noise=0 would compute the same map {samples} times: "

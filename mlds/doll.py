@@ -370,6 +370,7 @@ def _explanations(models, images, targets, recipe, attribute, baselines, attribu
     if not targets.any():
         nothing = images.new_zeros(0)
         return images.new_zeros(0, *images.shape[-2:]), targets.nonzero(), nothing, nothing
+    if baselines is not None and not len(baselines): raise ValueError("baselines is an empty list: nothing explains")
     ways = [{}] if baselines is None else [dict(baseline=b) for b in baselines]
     members = [attribute(m, images, targets, **way, **attribution) for way in ways for m in models]
     pairs = _check_pairs(members)
@@ -379,6 +380,8 @@ def _explanations(models, images, targets, recipe, attribute, baselines, attribu
 # %% ../nbs/27_doll.ipynb #f8637527
 def _from_prior(prior, targets):
     "The same for maps that are the same for every image."
+    if len(prior) != targets.shape[1]:
+        raise ValueError(f"prior has {len(prior)} maps for {targets.shape[1]} observations: give one for each")
     pairs = targets.nonzero()
     unknown = torch.full((len(pairs),), torch.nan)
     return prior[pairs[:, 1]], pairs, unknown, unknown

@@ -23,6 +23,7 @@ from .catalogue import Catalogue, task_of
 from .checkpoints import compare_tensors
 from .classsets import ClassSets, class_sets, pack, resize, unpack
 from .files import image_size
+from .task import check_range
 from .unet import EncoderDecoder
 
 # %% ../nbs/22_transfer.ipynb #f6fc69a2
@@ -155,8 +156,9 @@ def _attach_adapters(model, adapters):
     _check_parts(model)
     if isinstance(adapters, str) and adapters not in ADAPTERS:
         raise ValueError(f"adapters={adapters!r} is unknown: choose one of {', '.join(ADAPTERS)}")
-    if isinstance(adapters, str): ADAPTERS[adapters](model)
-    else: _attach_bottlenecks(model, reduction=adapters)
+    if isinstance(adapters, str): return ADAPTERS[adapters](model)
+    check_range(1, 1 << 14, adapters=adapters)
+    _attach_bottlenecks(model, reduction=adapters)
 
 # %% ../nbs/22_transfer.ipynb #5ee62c9d
 def add_adapters(model:EncoderDecoder, # changed in place

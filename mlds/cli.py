@@ -95,6 +95,12 @@ def _channels(image):
     else: return 1
     return 3
 
+def _first_channels(images):
+    "Channels of the first image that can be read, which a volume's first slice often cannot; 1 where there is none."
+    for image in images:
+        with suppress(ValueError, OSError): return _channels(image)
+    return 1
+
 # %% ../nbs/31_cli.ipynb #a3c3c0e5
 def _on_gpu():
     import torch
@@ -114,7 +120,7 @@ def recipe(notebook:str, # train, classify, explain or pretrain
     values['bs'] = _of_each(values['bs'], cat.annotation.map(lambda a: a.kind).nunique())
     images = _sample(cat)
     H, W = _training_size([tuple(image_size(i)) for i in images], 256 if _on_gpu() else 128)
-    colour = dict(channels=_channels(images[0])) if 'channels' in options(notebook) else {}
+    colour = dict(channels=_first_channels(images)) if 'channels' in options(notebook) else {}
     return values | colour | dict(size=f'{H}x{W}')
 
 # %% ../nbs/31_cli.ipynb #1c501761

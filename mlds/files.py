@@ -317,6 +317,13 @@ def read_image(source:np.ndarray|str|Path|ImageSlice, # image or its file, in an
     instead = 'name the other slices in labels.csv, in a column slice'
     return _check_pixels(pixels, f'{name}, slice {k},', channels, instead)
 
+# %% ../nbs/02_files.ipynb #b7d03127
+def _is_blank(image):
+    "Whether an image is a slice of a volume that holds one value only."
+    if not isinstance(image, ImageSlice): return False
+    pixels = open_image(image).shown(image.slice)
+    return pixels.min() == pixels.max()
+
 # %% ../nbs/02_files.ipynb #c69fe666
 def image_size(source:np.ndarray|str|Path|ImageSlice # image or its file
 ) -> tuple[int, int]: # (H, W)

@@ -9,7 +9,7 @@ __all__ = ['EXPORT_READERS', 'read_table', 'SomeClasses', 'read_folder', 'into_t
 # %% ../nbs/08_folders.ipynb #e16549a7
 import codecs, csv, io, math, re, warnings, zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -34,7 +34,7 @@ from .annotations import (Annotation, Boxes, ClassMasks, ExtremePoints, ImageLab
 from .catalogue import (Catalogue, _numbered_slices, _raise_problems, _split_problems, _wrong_labels, _wrong_rows,
                             check_labels, task_of)
 from .classsets import MAX_CLASSES, TIGHT, class_sets, encode, region_classes
-from .files import (IMAGE_SUFFIXES, VOLUME_SUFFIXES, ImageSlice, atomic_file, find_image, image_size,
+from .files import (IMAGE_SUFFIXES, VOLUME_SUFFIXES, ImageSlice, _is_blank, atomic_file, find_image, image_size,
                         image_slices, image_stem, open_image, read_image, read_mask, resize_image, write_once)
 from .phantoms.oct import OCT_CLASSES, oct_phantoms
 from .show import _grid, _show_item, add_legend, legend_handles
@@ -229,6 +229,7 @@ class _Folder:
     coordinates: str = 'pixels' # or 'relative': what a table's coordinates are, if it does not say
     problems: list = field(default_factory=list) # a sentence, or an error, each
     notes: list[str] = field(default_factory=list) # what is no mistake, but worth knowing
+    left_out: list[str] = field(default_factory=list) # notes that a training tells, too
     table: pd.DataFrame|None = None # labels.csv
     rows: pd.DataFrame|None = None # a row for each image and each slice of a volume
     marks: dict = field(default_factory=dict) # file name -> id -> what the rows of the table say
@@ -879,6 +880,13 @@ def _image_facts(row, task):
     greys = dict(lowest=float(pixels.min()), mean=float(pixels.mean()), highest=float(pixels.max()))
     return dict(height=height, width=width, checksum=zlib.crc32(pixels.tobytes()), **greys)
 
+def _slice_facts(row, task, whole):
+    "The same; of a blank slice only that, if its volume was listed as a whole."
+    try: return _image_facts(row, task)
+    except ValueError:
+        if whole and _is_blank(row.image): return dict(blank=True)
+        raise
+
 def _any_bit(plane): return int(np.bitwise_or.reduce(plane.numpy(), axis=None))
 
 def _class_facts(row, size, task):
@@ -890,22 +898,42 @@ def _class_facts(row, size, task):
 
 # %% ../nbs/08_folders.ipynb #b4e5aacc
 @patch
-def facts(self:_Folder, row, size):
+def facts(self:_Folder, row, size, whole):
     "What is known of an image after opening it."
     facts, where = dict(id=row.id, group=row.group, kind=row.annotation.kind), f'id {row.id}'
     if size is None: return facts # the image cannot be opened, which is reported
-    facts |= self.attempt(f'{where}: ', _image_facts, row, self.task) or {}
+    facts |= self.attempt(f'{where}: ', _slice_facts, row, self.task, whole) or {}
     if self.task.unit == 'image': return facts
     if row.id in self.sources: where = f'{where}, {self.sources[row.id]}'
-    return facts | (self.attempt(f'{where}: ', _class_facts, row, size, self.task) or {})
+    facts |= self.attempt(f'{where}: ', _class_facts, row, size, self.task) or {}
+    if 'blank' in facts: self.attempt(f'{where}: ', _check_nothing, row, facts)
+    return facts
+
+def _check_nothing(row, facts):
+    "Raise if an annotation shows a foreground class where its image shows nothing."
+    if facts.get('present', 0) & ~1:
+        raise ValueError(f"it marks a structure, but image {row.image}, is constant: see whether it is turned or "
+                         "shifted against the image; if not, name the other slices in labels.csv, in a column slice")
 
 @patch
 def inspect(self:_Folder, cat):
-    "Open every image and annotation; a row for each."
-    rows = list(zip(cat.itertuples(), self.rows.size_))
+    "Open every image and annotation; the catalogue without blank slices, and a row of facts for each image."
+    rows = list(zip(cat.itertuples(), self.rows.size_, self.rows.of_volume))
     facts = [self.facts(*row) for row in (progress_bar(rows, leave=False) if len(rows) > 1000 else rows)]
     if 'split' in self.table: self.problems += [f"{self.path/'labels.csv'}: {p}" for p in _split_problems(self.table)]
-    return pd.DataFrame(facts)
+    kept = ['blank' not in f for f in facts]
+    if all(kept): return cat, pd.DataFrame(facts)
+    self._tell_blank([image for image, keep in zip(cat.image, kept) if not keep])
+    return cat[kept].reset_index(drop=True), pd.DataFrame([f for f in facts if 'blank' not in f])
+
+@patch
+def _tell_blank(self:_Folder, slices):
+    "Note how many slices of each volume are blank; a volume without any others is a problem."
+    for file, n in Counter(image.file for image in slices).items():
+        if n < (every := image_slices(file)):
+            self.left_out.append(f"{file}: {n} of {every} slices left out, as they hold one value only")
+        else: self.problems.append(f"all {n} slices of {file} are constant: replace it, or remove it from "
+                                   f"{self.path/'labels.csv'}")
 
 # %% ../nbs/08_folders.ipynb #3f174b36
 def _raise_all(problems):
@@ -916,15 +944,17 @@ def _raise_all(problems):
 def read_folder(folder:str|Path, # dataset folder
                 classes:Sequence[str]|None=None, # class names, or observations; from the folder if not given
                 unit:str='pixel', # what the task is about: 'pixel', or 'image' for the observation columns
-                check:bool=True, # open every image and annotation, and raise all problems at once
+                check:bool=True, # open every image and annotation, raise all problems at once, and leave out the
+                                 # blank slices of volumes
                 channels:int=1, # of the images: 1 (grey) or 3 (colour)
                 coordinates:str='pixels' # in tables that do not say: 'pixels', or 'relative' to width and height
 ) -> Catalogue: # without splits unless the folder has them
     "The catalogue of a plain dataset folder."
     reader = _Folder(Path(folder), coordinates=coordinates)
     cat = reader.read(classes, unit, channels)
-    if cat is not None and check: reader.inspect(cat)
+    if cat is not None and check: cat, _ = reader.inspect(cat)
     _raise_all(reader.problems)
+    for note in reader.left_out: warnings.warn(note)
     return check_labels(cat, reader.observations, reader.path/'labels.csv')
 
 # %% ../nbs/08_folders.ipynb #d86f9258
@@ -974,6 +1004,7 @@ class FolderReport:
     images: pd.DataFrame # a row for each image: id, group, kind, size and grey values
     tables: dict[str, pd.DataFrame] # title -> counts
     catalogue: Catalogue|None # as of `read_folder`; None if it could not be made
+    whole: frozenset[str] = frozenset() # ids of slices whose volume was listed by its name
 
     @property
     def heading(self): return f'{self.folder}: {len(self.images)} images, {len(self.problems)} problems'
@@ -1054,11 +1085,12 @@ def _report(reader, cat, look=True):
     "What a folder's reader found, after opening every image and annotation."
     images, tables = pd.DataFrame(), {}
     if look and cat is not None and len(cat):
-        images = reader.inspect(cat)
+        cat, images = reader.inspect(cat)
         tables = _tables(cat, images)
-        reader.notes += _notes(cat, images)
+        reader.notes += [*reader.left_out, *_notes(cat, images)]
+    whole = frozenset() if reader.rows is None else frozenset(reader.rows.id[reader.rows.of_volume])
     shown = images.drop(columns=['checksum', 'present', 'possible'], errors='ignore')
-    return FolderReport(reader.path, list(map(str, reader.problems)), reader.notes, shown, tables, cat)
+    return FolderReport(reader.path, list(map(str, reader.problems)), reader.notes, shown, tables, cat, whole)
 
 def check_folder(folder:str|Path, # dataset folder
                  classes:Sequence[str]|None=None, # as for `read_folder`, like all that follow
@@ -1074,12 +1106,13 @@ def check_folder(folder:str|Path, # dataset folder
 def check_rows(cat:Catalogue, # a catalogue from elsewhere, or joined
                name:str|Path='catalogue', # what to call it
                problems:Sequence[str]=(), # that are known already
-               notes:Sequence[str]=() # the same
+               notes:Sequence[str]=(), # the same
+               whole:Collection[str]=() # ids of slices whose volume was listed by its name
 ) -> FolderReport: # problems, notes, tables
     "The same for a catalogue."
     reader = _Folder(Path(name), task_of(cat), table=cat, problems=list(problems), notes=list(notes))
     sizes = [reader.attempt(f'id {i}: ', image_size, image) for i, image in zip(cat.id, cat.image)]
-    reader.rows = pd.DataFrame(dict(size_=sizes))
+    reader.rows = pd.DataFrame(dict(id=cat.id, size_=sizes, of_volume=cat.id.isin(whole)))
     return _report(reader, cat)
 
 # %% ../nbs/08_folders.ipynb #59e3e845

@@ -365,9 +365,18 @@ def parse_box(self:_Folder, row, size):
     "A box, and whether it is tight."
     box = self.class_id(row['class']), *self.coordinates_of(row, _SIDES, size)
     _check_box(box, size, len(self.classes))
-    tightness = row.get('tightness', '')
-    if tightness in ('tight', 'loose', ''): return box, tightness == 'tight'
-    raise ValueError(f"tightness '{tightness}' is unknown: write tight, loose or nothing")
+    tightness, stated = row.get('tightness', ''), self.tightness.get(row['id'], '')
+    if tightness not in ('tight', 'loose', ''):
+        raise ValueError(f"tightness '{tightness}' is unknown: write tight, loose or nothing")
+    if tightness and stated not in ('', tightness):
+        raise ValueError(f"tightness is {tightness}, but the kind in labels.csv is {stated} boxes: correct one of "
+                         "them, or let the kind be boxes")
+    return box, (tightness or stated) == 'tight'
+
+def _stated_tightness(kind):
+    "Tight or loose, if a kind in labels.csv says so; blank if it does not, or says both."
+    said = set(re.findall(r'\b(tight|loose) boxes', str(kind)))
+    return said.pop() if len(said) == 1 else ''
 
 # %% ../nbs/08_folders.ipynb #b058d2e0
 def _whole(values, size): return [min(math.floor(v), side-1) for v, side in zip(values, cycle(size[::-1]))]
@@ -404,6 +413,8 @@ def parse_extremes(self:_Folder, row, size):
 @patch
 def read_all_marks(self:_Folder):
     "Read the tables of marks that there are."
+    kinds = self.rows.get('kind', pd.Series(dtype=object))
+    self.tightness = dict(zip(self.rows.id, map(_stated_tightness, kinds)))
     self.read_marks('boxes.csv', _SIDES, self.parse_box)
     self.read_marks('extreme_points.csv', _EXTREMES, self.parse_extremes)
     self.read_marks('points.csv', ['x', 'y'], self.parse_point)
@@ -610,11 +621,13 @@ def boxes(self:_Folder, row):
     "Boxes, tight or not."
     rows = self.rows_for('boxes.csv', row)
     if rows is None: return None
-    tight = [t for _, t in rows] or [self._all_tight()] # an image without any is of the others' kind
+    tight = [t for _, t in rows] or [self._tight_alone(row['id'])]
     return Boxes([box for box, _ in rows], tight=tight[0] if len(set(tight)) == 1 else tight)
 
 @patch
-def _all_tight(self:_Folder):
+def _tight_alone(self:_Folder, name):
+    "Whether an image without any box has tight ones: as its kind says, else as all others have."
+    if stated := self.tightness.get(name): return stated == 'tight'
     listed = [t for rows in self.marks['boxes.csv'].values() for _, t in rows]
     return bool(listed) and all(listed)
 
@@ -750,6 +763,9 @@ def kinds_of(self:_Folder, row):
     named = [k for k in map(str.strip, str(row.get('kind') or '').split('+')) if k]
     kinds = [_ALIASES.get(k, k) for k in named]
     unknown = [k for k in kinds if k not in ('unlabelled', *_KINDS)]
+    if {'tight boxes', 'loose boxes'} <= set(named):
+        raise ValueError("the kind is tight boxes and loose boxes: write boxes, and tight or loose in a column "
+                         "tightness of boxes.csv")
     if not unknown: return kinds
     raise ValueError(f"kind '{unknown[0]}' is unknown; the kinds are {', '.join(_KINDS)}, unlabelled; "
                      "several are separated by +")

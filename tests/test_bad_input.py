@@ -267,6 +267,12 @@ FILES = {
     'box of no image': (lambda f: box(f, 'IRF', 1, 2, 3, 4, id='v9_s9'), ['boxes.csv row 2', 'v9_s9', 'add it']),
     'box of no tightness': (lambda f: table(f, 'boxes.csv', f'{BOX},tightness', (A, 'IRF', 1, 2, 3, 4, 'a bit')),
                             ['boxes.csv row 2', 'a bit', 'tight, loose']),
+    'a loose box of the kind tight boxes': (
+        lambda f: table(f, 'boxes.csv', f'{BOX},tightness', (A, 'IRF', 1, 2, 3, 4, 'loose'), kind='tight boxes'),
+                                            ['boxes.csv row 2', A, 'tightness is loose', 'tight boxes', 'correct']),
+    'tight and loose boxes in one kind': (
+        lambda f: table(f, 'boxes.csv', BOX, (A, 'IRF', 1, 2, 3, 4), kind='tight boxes + loose boxes'),
+                                          [f'id {A}', 'tight boxes and loose boxes', 'column tightness']),
     'boxes as x, y, w, h': (lambda f: table(f, 'boxes.csv', 'id,class,x,y,w,h', (A, 'IRF', 1, 2, 3, 4)),
                             ['boxes.csv', 'lacks', 'x0, y0, x1, y1', 'it has id, class, x, y, w, h']),
     'unknown unit': (lambda f: table(f, 'boxes.csv', f'{BOX},unit', (A, 'IRF', 1, 2, 3, 4, 'mm')),
@@ -665,6 +671,8 @@ HANDLED = {
                               lambda c: row(c).annotation == Boxes([(1, 1, 2, 5, 7)])),
     'a box twice': (lambda f: table(f, 'boxes.csv', BOX, *[(A, 'IRF', 1, 2, 5, 7)]*2, kind='boxes'),
                     lambda c: row(c).annotation.class_sets((32, 48), 4)[1, 4, 3] == 0b11),
+    'kind tight boxes': (lambda f: table(f, 'boxes.csv', BOX, (A, 'IRF', 1, 2, 5, 7), kind='tight boxes'),
+                         lambda c: row(c).annotation == Boxes([(1, 1, 2, 5, 7)], tight=True)),
     'kind boxes, and no box': (lambda f: table(f, 'boxes.csv', BOX, kind='boxes'),
                                lambda c: known(row(c).annotation).all()),
     'a thousand boxes': (lambda f: table(f, 'boxes.csv', BOX, *((A, 'IRF', i % 40, i % 30, i % 40 + 1, i % 30 + 1)
@@ -732,6 +740,7 @@ MEANT = {
     'numbers below zero': 'its numbers',
     'grey as three colours': 'grey', 'grey as three colours and opacity': 'grey', 'grey and opacity': 'grey',
     'a box of the whole image': 'a box', 'blanks around a class': 'the class', 'a box twice': 'one box',
+    'kind tight boxes': 'tight, where boxes.csv says nothing',
     'kind boxes, and no box': 'nothing is there', 'a thousand boxes': 'a thousand boxes', 'a point twice': 'one point',
     'two classes at one point': 'one of both', 'a stroke of one point': 'a point',
     'a label twice, and a last semicolon': 'one label', 'sixty-two classes': 'sixty-two classes',

@@ -454,15 +454,18 @@ def _folder_channels(data):
 
 def check(folder:Annotated[str, dict(nargs='+')], # data folder, or several that will be trained on together
           sheet:str='check.png', # picture of images with what is annotated, written if there are no problems
-          unit:Annotated[str, dict(choices=['pixel', 'image'])]='pixel' # what is annotated: pixels, or whole images
+          unit:Annotated[str, dict(choices=['pixel', 'image'])]='pixel', # what is annotated: pixels, or whole images
+          channels:int=None # of the images, 1 for grey and 3 for colour; [1, 3] (default: that of the images)
 ) -> int: # 1 if there are problems, else 0
     "List every problem of a data folder with file, row and remedy, and what is in it."
     from mlds.folders import contact_sheet
     from mlds.sources.chest import check_data
+    from mlds.task import check_range
+    check_range(1, 3, channels=channels)
     _check_folders(folder)
     _check_writable(Path(sheet).absolute().parent, '--sheet')
     with _place_for_converted() as to:
-        report = check_data(folder, unit, _folder_channels(folder), to=to)
+        report = check_data(folder, unit, channels or _folder_channels(folder), to=to)
         print(report)
         if report.problems: return 1
         contact_sheet(report.catalogue, sheet)

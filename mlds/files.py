@@ -284,7 +284,8 @@ def _grey(colours, name):
     eight_bits = colours.dtype == np.uint8
     limit = 8 if eight_bits else 8/255*np.ptp(colours)
     if np.ptp(colours.astype(float), axis=-1).mean() > limit:
-        raise ValueError(f"{name} is in colour: convert it to grey, or say channels=3")
+        raise ValueError(f"{name} is in colour: convert it to grey, or say channels=3 "
+                         "(mlds check and mlds train: --channels 3)")
     if eight_bits: return np.array(Image.fromarray(np.ascontiguousarray(colours)).convert('L'))
     return colours @ np.array([.299, .587, .114])
 

@@ -382,6 +382,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'mlds.cli._stoppable': ('cli.html#_stoppable', 'mlds/cli.py'),
                           'mlds.cli._takes_parameters': ('cli.html#_takes_parameters', 'mlds/cli.py'),
                           'mlds.cli._training_size': ('cli.html#_training_size', 'mlds/cli.py'),
+                          'mlds.cli._tree': ('cli.html#_tree', 'mlds/cli.py'),
                           'mlds.cli._unknown': ('cli.html#_unknown', 'mlds/cli.py'),
                           'mlds.cli._usage': ('cli.html#_usage', 'mlds/cli.py'),
                           'mlds.cli._warn_of_training': ('cli.html#_warn_of_training', 'mlds/cli.py'),

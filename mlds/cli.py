@@ -544,16 +544,29 @@ def train(folder:Annotated[str, dict(nargs='+')], # data folder; several are joi
         return _run('train', folder, out, params, partial(_foretell, cat))
 
 # %% ../nbs/31_cli.ipynb #b574bc55
-def _images_of(images, task, to):
+def _tree(folder, out):
+    "The images in the sub-folders of a folder, by their paths in it; None if there are none."
+    import pandas as pd
+    from mlds.folders import _stems
+    if (folder/'images').is_dir(): raise FileNotFoundError(f"{folder} holds no labels.csv: give {folder/'images'}")
+    if Path(out).resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{out} lies among the images: choose another folder with --out")
+    table = pd.DataFrame(_stems(folder).items(), columns=['image', 'id'])
+    twice = table.id[table.id.duplicated()].tolist()
+    if twice: raise ValueError(f"two images in {folder} are called {twice[0]}: rename one")
+    return table if len(table) else None
+
+def _images_of(images, task, to, out):
     "Image files, or what a data set lists."
     from mlds.files import IMAGE_SUFFIXES
-    from mlds.sources.chest import read_data
+    from mlds.sources.chest import _is_plain, _signs, read_data
     folder = Path(images)
     if not folder.is_dir() or any(p.name.lower().endswith(IMAGE_SUFFIXES) for p in folder.iterdir()): return images
+    if not _is_plain(folder) and not _signs(folder) and (table := _tree(folder, out)) is not None: return table
     return read_data(folder, unit=task.unit, check=False, channels=task.channels, to=to)
 
 def predict(runs:Annotated[str, dict(nargs='+')], # runs or model files; several are averaged
-            images:str, # image file, folder of them, or data folder
+            images:str, # image file, folder of them or of folders of them, or data folder
             out:str='predictions', # folder for masks and predictions.csv
             overlay:bool=False, # also pictures with the masks drawn over the images
             probabilities:bool=False, # also an image of each class's probability
@@ -565,7 +578,7 @@ def predict(runs:Annotated[str, dict(nargs='+')], # runs or model files; several
     models = [_model_file(r) for r in ([runs] if isinstance(runs, (str, Path)) else runs)]
     _check_writable(Path(out).absolute())
     with _place_for_converted() as to:
-        given = _images_of(images, _spec(models[0]).task, to)
+        given = _images_of(images, _spec(models[0]).task, to, out)
         table = predict_folder(models, given, out, flip=flip, bar=sys.stdout.isatty(), overlay=overlay,
                                probabilities=probabilities, tiles=tiles)
     print(f"{out}: {f'{len(table)} masks, ' if 'file' in table else ''}predictions.csv")

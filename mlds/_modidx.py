@@ -739,6 +739,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'mlds.folders._instead': ('folders.html#_instead', 'mlds/folders.py'),
                               'mlds.folders._is_black_and_white': ('folders.html#_is_black_and_white', 'mlds/folders.py'),
                               'mlds.folders._is_cut': ('folders.html#_is_cut', 'mlds/folders.py'),
+                              'mlds.folders._is_slice': ('folders.html#_is_slice', 'mlds/folders.py'),
                               'mlds.folders._joint_task': ('folders.html#_joint_task', 'mlds/folders.py'),
                               'mlds.folders._kinds_by_class': ('folders.html#_kinds_by_class', 'mlds/folders.py'),
                               'mlds.folders._labels_by_class': ('folders.html#_labels_by_class', 'mlds/folders.py'),

@@ -162,9 +162,17 @@ def _sub_folders(folder):
     if not folder.is_dir(): return []
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != '.')
 
+def _is_slice(folder, name):
+    "Whether a name is that of a slice of a volume in a folder of images."
+    volume, _, k = name.rpartition('/')
+    with suppress(ValueError, OSError):
+        return bool(volume) and k in map(str, range(image_slices(find_image(folder, volume))))
+    return False
+
 def _class_folders(folder):
-    "Sub-folders of masks/ that hold the masks of a class."
-    return [n for n in _sub_folders(folder/'masks') if not (folder/'images'/n).is_dir()]
+    "Sub-folders of masks/ that hold the masks of a class, not those of a patient's images or of a volume's slices."
+    images = folder/'images'
+    return [n for n in _sub_folders(folder/'masks') if not ((images/n).is_dir() or _is_slice(images, f'{n}/1'))]
 
 # %% ../nbs/08_folders.ipynb #9d1e0cbe
 def _named_classes(path):
@@ -851,8 +859,14 @@ def _report_misnamed(self:_Folder):
 
 @patch
 def _report_strays(self:_Folder, folder, known):
-    for file, name in _stems(folder).items() if folder.is_dir() else ():
-        if name not in known: self.problems.append(f"{file} belongs to no image: rename it after one, or remove it")
+    "Report what belongs to no image, and note what belongs to slices that, like other images, are left out."
+    files = _stems(folder).items() if folder.is_dir() else ()
+    others = {file: name for file, name in files if name not in known}
+    slices = {file: name for file, name in others.items() if _is_slice(self.path/'images', name)}
+    self.problems += [f"{file} belongs to no image: rename it after one, or remove it"
+                      for file in others if file not in slices]
+    if slices: self.notes.append(f"{folder}: {len(slices)} files are of slices that are not in labels.csv and are "
+                                 f"left out, such as {min(slices.values())}")
 
 # %% ../nbs/08_folders.ipynb #38955654
 @patch

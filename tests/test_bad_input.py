@@ -134,6 +134,14 @@ def blank(folder, *slices, of=('images', 'masks')):
         volume = sitk.ReadImage(file)
         for k in slices: volume[:, :, k] = 0
         sitk.WriteImage(volume, file)
+def a_mask_each(folder, *slices):
+    "The volume, with a mask file for some of its slices; the table lists the first two."
+    mask = mask_of(folder)
+    as_nifti(folder)
+    (folder/f'masks/{A}.nii.gz').unlink()
+    (folder/f'masks/{A}').mkdir()
+    for k in slices: save(folder/f'masks/{A}/{k}.png', mask)
+    edit(folder, lambda t: pd.concat([t[t.id != A], *(t[t.id == A].assign(id=f'{A}/{k}') for k in range(2))]))
 def rename(folder, new, said=None):
     "Call an image by another name, in labels.csv perhaps by one that differs."
     for where in ('images', 'masks'): (folder/where/f'{A}.png').rename(folder/where/f'{new}.png')
@@ -349,6 +357,8 @@ FILES = {
     'a volume and one of its slices': (
         lambda f: (as_nifti(f), edit(f, lambda t: pd.concat([t, t[t.id == A].assign(id=f'{A}/1')]))),
                                        ['labels.csv', f'{A}/1 is a slice of a volume that has a row']),
+    'a mask of a slice that is not there': (lambda f: a_mask_each(f, 0, 3),
+                                            [f'masks/{A}/3.png', 'belongs to no image', 'rename']),
     'a blank slice that is listed': (
         lambda f: (blank(f, 0), edit(f, lambda t: pd.concat([t[t.id != A], *(t[t.id == A].assign(id=f'{A}/{k}')
                                                                               for k in range(3))]))),
@@ -651,6 +661,9 @@ HANDLED = {
     'blank slices at the ends of a volume': (
         lambda f: blank(f, 0, 2), lambda c: [i for i in c.id if A in i] == [f'{A}/1'] and (
             row(c, f'{A}/1').slice == 1 and c.index.tolist() == list(range(10)))),
+    'a mask for a slice, listed or not': (
+        lambda f: a_mask_each(f, 0, 2), lambda c: [row(c, f'{A}/{k}').annotation.kind for k in range(2)] == [
+            'mask', 'unlabelled']),
     'a mask with a palette': (lambda f: palette(f), lambda c: same_mask(c)),
     'a mask of one bit': (lambda f: Image.fromarray(mask_of(f) > 0).save(f/MASK),
                           lambda c: set(row(c).annotation.read().unique().tolist()) <= {0, 1}),
@@ -733,6 +746,7 @@ MEANT = {
     'hidden files of other systems': 'passed over', 'text beside the images': 'passed over',
     'a volume as NIfTI': 'its slices, ID/0 and so on',
     'blank slices at the ends of a volume': 'left out, with a note that says how many; they keep their numbers',
+    'a mask for a slice, listed or not': 'the mask of ID/0 is masks/ID/0; of a slice that is not listed, left out',
     'a mask with a palette': 'the numbers, not the colours',
     'a mask of one bit': 'ids 0 and 1', 'a mask as GIF': 'its ids',
     'a mask that is unknown everywhere': 'nothing is known',

@@ -689,7 +689,7 @@ def read_exports(self:_Folder, exhaustive, blank):
     sizes = {_export_name(row): row['size_'] for row in self.rows.to_dict('records')}
     if len(sizes) < len(self.rows): raise ValueError(f"{where} cannot tell two images whose files have one name")
     if not EXPORT_READERS: raise ImportError(f"{where} is read by mlds.sources.tools: import it first")
-    options = dict(overlapping=self.task.overlapping, images=self._every_slice() | sizes)
+    options = dict(overlapping=self.task.overlapping, images=self._unlisted_sizes() | self._every_slice() | sizes)
     found = EXPORT_READERS[0](where, self.classes, exhaustive, blank, **options)
     self._check_segmentations(where)
     self.exports[exhaustive, blank] = found
@@ -706,6 +706,21 @@ def _every_slice(self:_Folder):
     "Sizes of all slices of the volumes, listed or not: a segmentation holds all of them."
     counted = {name: (image_slices(row['image']), row['size_']) for name, row in self._volumes().items()}
     return {f'{name}_{k:03d}': size for name, (n, size) in counted.items() for k in range(n)}
+
+@patch
+def _unlisted_sizes(self:_Folder):
+    "Sizes of the images that are not listed: an export may hold them, too."
+    found, listed = {}, {getattr(image, 'file', image) for image in self.rows.image}
+    for file in _image_files(self.path/'images'):
+        with suppress(ValueError, OSError):
+            if file not in listed: found |= _export_sizes(file)
+    return found
+
+def _export_sizes(file):
+    "Sizes of an image, or of a volume's slices, by their names in exports."
+    name, header = normalize('NFC', image_stem(file)), open_image(file)
+    if header.slices == 1: return {name: header.size}
+    return {f'{name}_{k:03d}': header.size for k in range(header.slices)}
 
 @patch
 def _check_segmentations(self:_Folder, where):

@@ -484,7 +484,11 @@ FILES = {
     'an export that reads other files': (lambda f: export(
         f, '<?xml version="1.0"?><!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><annotations>&e;</annotations>',
         'a.xml'), ['annotations/a.xml', 'DOCTYPE']),
-    'an export of an unknown class': (lambda f: coco(f, 'edema'), [f'{A}.png, annotation 1', "'edema'", 'rename']),
+    'an export of an unknown class': (lambda f: coco(f, 'edema'),
+                                      [f'{A}.png, annotation 1', "'edema'", 'rename', 'classes.txt']),
+    'an export of an image that is not there': (
+        lambda f: (coco(f), (f/IMAGE).unlink(), edit(f, lambda t: t[t.id != A])),
+                                                [f'annotations/a.json, {A}.png', 'not among', 'out of the export']),
     'an export of larger images': (lambda f: coco(f, width=96, height=64), [f'{A}.png', '(64, 96)', '(32, 48)']),
 }
 
@@ -664,6 +668,8 @@ HANDLED = {
     'a mask for a slice, listed or not': (
         lambda f: a_mask_each(f, 0, 2), lambda c: [row(c, f'{A}/{k}').annotation.kind for k in range(2)] == [
             'mask', 'unlabelled']),
+    'an export that holds other images, too': (lambda f: (coco(f), edit(f, lambda t: t[t.id != A])),
+                                               lambda c: len(c) == 9 and {a.kind for a in c.annotation} == {'mask'}),
     'a mask with a palette': (lambda f: palette(f), lambda c: same_mask(c)),
     'a mask of one bit': (lambda f: Image.fromarray(mask_of(f) > 0).save(f/MASK),
                           lambda c: set(row(c).annotation.read().unique().tolist()) <= {0, 1}),
@@ -747,6 +753,7 @@ MEANT = {
     'a volume as NIfTI': 'its slices, ID/0 and so on',
     'blank slices at the ends of a volume': 'left out, with a note that says how many; they keep their numbers',
     'a mask for a slice, listed or not': 'the mask of ID/0 is masks/ID/0; of a slice that is not listed, left out',
+    'an export that holds other images, too': 'what is said of images that are not listed is passed over',
     'a mask with a palette': 'the numbers, not the colours',
     'a mask of one bit': 'ids 0 and 1', 'a mask as GIF': 'its ids',
     'a mask that is unknown everywhere': 'nothing is known',

@@ -95,6 +95,12 @@ def _channels(image):
     else: return 1
     return 3
 
+def _first_channels(images):
+    "Channels of the first image that can be read, which a volume's first slice often cannot; 1 where there is none."
+    for image in images:
+        with suppress(ValueError, OSError): return _channels(image)
+    return 1
+
 # %% ../nbs/31_cli.ipynb #a3c3c0e5
 def _on_gpu():
     import torch
@@ -114,7 +120,7 @@ def recipe(notebook:str, # train, classify, explain or pretrain
     values['bs'] = _of_each(values['bs'], cat.annotation.map(lambda a: a.kind).nunique())
     images = _sample(cat)
     H, W = _training_size([tuple(image_size(i)) for i in images], 256 if _on_gpu() else 128)
-    colour = dict(channels=_channels(images[0])) if 'channels' in options(notebook) else {}
+    colour = dict(channels=_first_channels(images)) if 'channels' in options(notebook) else {}
     return values | colour | dict(size=f'{H}x{W}')
 
 # %% ../nbs/31_cli.ipynb #1c501761
@@ -448,15 +454,18 @@ def _folder_channels(data):
 
 def check(folder:Annotated[str, dict(nargs='+')], # data folder, or several that will be trained on together
           sheet:str='check.png', # picture of images with what is annotated, written if there are no problems
-          unit:Annotated[str, dict(choices=['pixel', 'image'])]='pixel' # what is annotated: pixels, or whole images
+          unit:Annotated[str, dict(choices=['pixel', 'image'])]='pixel', # what is annotated: pixels, or whole images
+          channels:int=None # of the images, 1 for grey and 3 for colour; [1, 3] (default: that of the images)
 ) -> int: # 1 if there are problems, else 0
     "List every problem of a data folder with file, row and remedy, and what is in it."
     from mlds.folders import contact_sheet
     from mlds.sources.chest import check_data
+    from mlds.task import check_range
+    check_range(1, 3, channels=channels)
     _check_folders(folder)
     _check_writable(Path(sheet).absolute().parent, '--sheet')
     with _place_for_converted() as to:
-        report = check_data(folder, unit, _folder_channels(folder), to=to)
+        report = check_data(folder, unit, channels or _folder_channels(folder), to=to)
         print(report)
         if report.problems: return 1
         contact_sheet(report.catalogue, sheet)
@@ -535,16 +544,29 @@ def train(folder:Annotated[str, dict(nargs='+')], # data folder; several are joi
         return _run('train', folder, out, params, partial(_foretell, cat))
 
 # %% ../nbs/31_cli.ipynb #b574bc55
-def _images_of(images, task, to):
+def _tree(folder, out):
+    "The images in the sub-folders of a folder, by their paths in it; None if there are none."
+    import pandas as pd
+    from mlds.folders import _stems
+    if (folder/'images').is_dir(): raise FileNotFoundError(f"{folder} holds no labels.csv: give {folder/'images'}")
+    if Path(out).resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{out} lies among the images: choose another folder with --out")
+    table = pd.DataFrame(_stems(folder).items(), columns=['image', 'id'])
+    twice = table.id[table.id.duplicated()].tolist()
+    if twice: raise ValueError(f"two images in {folder} are called {twice[0]}: rename one")
+    return table if len(table) else None
+
+def _images_of(images, task, to, out):
     "Image files, or what a data set lists."
     from mlds.files import IMAGE_SUFFIXES
-    from mlds.sources.chest import read_data
+    from mlds.sources.chest import _is_plain, _signs, read_data
     folder = Path(images)
     if not folder.is_dir() or any(p.name.lower().endswith(IMAGE_SUFFIXES) for p in folder.iterdir()): return images
+    if not _is_plain(folder) and not _signs(folder) and (table := _tree(folder, out)) is not None: return table
     return read_data(folder, unit=task.unit, check=False, channels=task.channels, to=to)
 
 def predict(runs:Annotated[str, dict(nargs='+')], # runs or model files; several are averaged
-            images:str, # image file, folder of them, or data folder
+            images:str, # image file, folder of them or of folders of them, or data folder
             out:str='predictions', # folder for masks and predictions.csv
             overlay:bool=False, # also pictures with the masks drawn over the images
             probabilities:bool=False, # also an image of each class's probability
@@ -556,7 +578,7 @@ def predict(runs:Annotated[str, dict(nargs='+')], # runs or model files; several
     models = [_model_file(r) for r in ([runs] if isinstance(runs, (str, Path)) else runs)]
     _check_writable(Path(out).absolute())
     with _place_for_converted() as to:
-        given = _images_of(images, _spec(models[0]).task, to)
+        given = _images_of(images, _spec(models[0]).task, to, out)
         table = predict_folder(models, given, out, flip=flip, bar=sys.stdout.isatty(), overlay=overlay,
                                probabilities=probabilities, tiles=tiles)
     print(f"{out}: {f'{len(table)} masks, ' if 'file' in table else ''}predictions.csv")

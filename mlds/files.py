@@ -284,7 +284,8 @@ def _grey(colours, name):
     eight_bits = colours.dtype == np.uint8
     limit = 8 if eight_bits else 8/255*np.ptp(colours)
     if np.ptp(colours.astype(float), axis=-1).mean() > limit:
-        raise ValueError(f"{name} is in colour: convert it to grey, or say channels=3")
+        raise ValueError(f"{name} is in colour: convert it to grey, or say channels=3 "
+                         "(mlds check and mlds train: --channels 3)")
     if eight_bits: return np.array(Image.fromarray(np.ascontiguousarray(colours)).convert('L'))
     return colours @ np.array([.299, .587, .114])
 
@@ -316,6 +317,13 @@ def read_image(source:np.ndarray|str|Path|ImageSlice, # image or its file, in an
     if file.slices == 1: return _check_pixels(pixels, name, channels)
     instead = 'name the other slices in labels.csv, in a column slice'
     return _check_pixels(pixels, f'{name}, slice {k},', channels, instead)
+
+# %% ../nbs/02_files.ipynb #b7d03127
+def _is_blank(image):
+    "Whether an image is a slice of a volume that holds one value only."
+    if not isinstance(image, ImageSlice): return False
+    pixels = open_image(image).shown(image.slice)
+    return pixels.min() == pixels.max()
 
 # %% ../nbs/02_files.ipynb #c69fe666
 def image_size(source:np.ndarray|str|Path|ImageSlice # image or its file

@@ -9,7 +9,7 @@ __all__ = ['EXPORT_READERS', 'read_table', 'SomeClasses', 'read_folder', 'into_t
 # %% ../nbs/08_folders.ipynb #e16549a7
 import codecs, csv, io, math, re, warnings, zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -34,7 +34,7 @@ from .annotations import (Annotation, Boxes, ClassMasks, ExtremePoints, ImageLab
 from .catalogue import (Catalogue, _numbered_slices, _raise_problems, _split_problems, _wrong_labels, _wrong_rows,
                             check_labels, task_of)
 from .classsets import MAX_CLASSES, TIGHT, class_sets, encode, region_classes
-from .files import (IMAGE_SUFFIXES, VOLUME_SUFFIXES, ImageSlice, atomic_file, find_image, image_size,
+from .files import (IMAGE_SUFFIXES, VOLUME_SUFFIXES, ImageSlice, _is_blank, atomic_file, find_image, image_size,
                         image_slices, image_stem, open_image, read_image, read_mask, resize_image, write_once)
 from .phantoms.oct import OCT_CLASSES, oct_phantoms
 from .show import _grid, _show_item, add_legend, legend_handles
@@ -162,9 +162,17 @@ def _sub_folders(folder):
     if not folder.is_dir(): return []
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != '.')
 
+def _is_slice(folder, name):
+    "Whether a name is that of a slice of a volume in a folder of images."
+    volume, _, k = name.rpartition('/')
+    with suppress(ValueError, OSError):
+        return bool(volume) and k in map(str, range(image_slices(find_image(folder, volume))))
+    return False
+
 def _class_folders(folder):
-    "Sub-folders of masks/ that hold the masks of a class."
-    return [n for n in _sub_folders(folder/'masks') if not (folder/'images'/n).is_dir()]
+    "Sub-folders of masks/ that hold the masks of a class, not those of a patient's images or of a volume's slices."
+    images = folder/'images'
+    return [n for n in _sub_folders(folder/'masks') if not ((images/n).is_dir() or _is_slice(images, f'{n}/1'))]
 
 # %% ../nbs/08_folders.ipynb #9d1e0cbe
 def _named_classes(path):
@@ -229,6 +237,7 @@ class _Folder:
     coordinates: str = 'pixels' # or 'relative': what a table's coordinates are, if it does not say
     problems: list = field(default_factory=list) # a sentence, or an error, each
     notes: list[str] = field(default_factory=list) # what is no mistake, but worth knowing
+    left_out: list[str] = field(default_factory=list) # notes that a training tells, too
     table: pd.DataFrame|None = None # labels.csv
     rows: pd.DataFrame|None = None # a row for each image and each slice of a volume
     marks: dict = field(default_factory=dict) # file name -> id -> what the rows of the table say
@@ -364,9 +373,18 @@ def parse_box(self:_Folder, row, size):
     "A box, and whether it is tight."
     box = self.class_id(row['class']), *self.coordinates_of(row, _SIDES, size)
     _check_box(box, size, len(self.classes))
-    tightness = row.get('tightness', '')
-    if tightness in ('tight', 'loose', ''): return box, tightness == 'tight'
-    raise ValueError(f"tightness '{tightness}' is unknown: write tight, loose or nothing")
+    tightness, stated = row.get('tightness', ''), self.tightness.get(row['id'], '')
+    if tightness not in ('tight', 'loose', ''):
+        raise ValueError(f"tightness '{tightness}' is unknown: write tight, loose or nothing")
+    if tightness and stated not in ('', tightness):
+        raise ValueError(f"tightness is {tightness}, but the kind in labels.csv is {stated} boxes: correct one of "
+                         "them, or let the kind be boxes")
+    return box, (tightness or stated) == 'tight'
+
+def _stated_tightness(kind):
+    "Tight or loose, if a kind in labels.csv says so; blank if it does not, or says both."
+    said = set(re.findall(r'\b(tight|loose) boxes', str(kind)))
+    return said.pop() if len(said) == 1 else ''
 
 # %% ../nbs/08_folders.ipynb #b058d2e0
 def _whole(values, size): return [min(math.floor(v), side-1) for v, side in zip(values, cycle(size[::-1]))]
@@ -403,6 +421,8 @@ def parse_extremes(self:_Folder, row, size):
 @patch
 def read_all_marks(self:_Folder):
     "Read the tables of marks that there are."
+    kinds = self.rows.get('kind', pd.Series(dtype=object))
+    self.tightness = dict(zip(self.rows.id, map(_stated_tightness, kinds)))
     self.read_marks('boxes.csv', _SIDES, self.parse_box)
     self.read_marks('extreme_points.csv', _EXTREMES, self.parse_extremes)
     self.read_marks('points.csv', ['x', 'y'], self.parse_point)
@@ -609,11 +629,13 @@ def boxes(self:_Folder, row):
     "Boxes, tight or not."
     rows = self.rows_for('boxes.csv', row)
     if rows is None: return None
-    tight = [t for _, t in rows] or [self._all_tight()] # an image without any is of the others' kind
+    tight = [t for _, t in rows] or [self._tight_alone(row['id'])]
     return Boxes([box for box, _ in rows], tight=tight[0] if len(set(tight)) == 1 else tight)
 
 @patch
-def _all_tight(self:_Folder):
+def _tight_alone(self:_Folder, name):
+    "Whether an image without any box has tight ones: as its kind says, else as all others have."
+    if stated := self.tightness.get(name): return stated == 'tight'
     listed = [t for rows in self.marks['boxes.csv'].values() for _, t in rows]
     return bool(listed) and all(listed)
 
@@ -667,7 +689,7 @@ def read_exports(self:_Folder, exhaustive, blank):
     sizes = {_export_name(row): row['size_'] for row in self.rows.to_dict('records')}
     if len(sizes) < len(self.rows): raise ValueError(f"{where} cannot tell two images whose files have one name")
     if not EXPORT_READERS: raise ImportError(f"{where} is read by mlds.sources.tools: import it first")
-    options = dict(overlapping=self.task.overlapping, images=self._every_slice() | sizes)
+    options = dict(overlapping=self.task.overlapping, images=self._unlisted_sizes() | self._every_slice() | sizes)
     found = EXPORT_READERS[0](where, self.classes, exhaustive, blank, **options)
     self._check_segmentations(where)
     self.exports[exhaustive, blank] = found
@@ -684,6 +706,21 @@ def _every_slice(self:_Folder):
     "Sizes of all slices of the volumes, listed or not: a segmentation holds all of them."
     counted = {name: (image_slices(row['image']), row['size_']) for name, row in self._volumes().items()}
     return {f'{name}_{k:03d}': size for name, (n, size) in counted.items() for k in range(n)}
+
+@patch
+def _unlisted_sizes(self:_Folder):
+    "Sizes of the images that are not listed: an export may hold them, too."
+    found, listed = {}, {getattr(image, 'file', image) for image in self.rows.image}
+    for file in _image_files(self.path/'images'):
+        with suppress(ValueError, OSError):
+            if file not in listed: found |= _export_sizes(file)
+    return found
+
+def _export_sizes(file):
+    "Sizes of an image, or of a volume's slices, by their names in exports."
+    name, header = normalize('NFC', image_stem(file)), open_image(file)
+    if header.slices == 1: return {name: header.size}
+    return {f'{name}_{k:03d}': header.size for k in range(header.slices)}
 
 @patch
 def _check_segmentations(self:_Folder, where):
@@ -749,6 +786,9 @@ def kinds_of(self:_Folder, row):
     named = [k for k in map(str.strip, str(row.get('kind') or '').split('+')) if k]
     kinds = [_ALIASES.get(k, k) for k in named]
     unknown = [k for k in kinds if k not in ('unlabelled', *_KINDS)]
+    if {'tight boxes', 'loose boxes'} <= set(named):
+        raise ValueError("the kind is tight boxes and loose boxes: write boxes, and tight or loose in a column "
+                         "tightness of boxes.csv")
     if not unknown: return kinds
     raise ValueError(f"kind '{unknown[0]}' is unknown; the kinds are {', '.join(_KINDS)}, unlabelled; "
                      "several are separated by +")
@@ -834,8 +874,14 @@ def _report_misnamed(self:_Folder):
 
 @patch
 def _report_strays(self:_Folder, folder, known):
-    for file, name in _stems(folder).items() if folder.is_dir() else ():
-        if name not in known: self.problems.append(f"{file} belongs to no image: rename it after one, or remove it")
+    "Report what belongs to no image, and note what belongs to slices that, like other images, are left out."
+    files = _stems(folder).items() if folder.is_dir() else ()
+    others = {file: name for file, name in files if name not in known}
+    slices = {file: name for file, name in others.items() if _is_slice(self.path/'images', name)}
+    self.problems += [f"{file} belongs to no image: rename it after one, or remove it"
+                      for file in others if file not in slices]
+    if slices: self.notes.append(f"{folder}: {len(slices)} files are of slices that are not in labels.csv and are "
+                                 f"left out, such as {min(slices.values())}")
 
 # %% ../nbs/08_folders.ipynb #38955654
 @patch
@@ -879,6 +925,13 @@ def _image_facts(row, task):
     greys = dict(lowest=float(pixels.min()), mean=float(pixels.mean()), highest=float(pixels.max()))
     return dict(height=height, width=width, checksum=zlib.crc32(pixels.tobytes()), **greys)
 
+def _slice_facts(row, task, whole):
+    "The same; of a blank slice only that, if its volume was listed as a whole."
+    try: return _image_facts(row, task)
+    except ValueError:
+        if whole and _is_blank(row.image): return dict(blank=True)
+        raise
+
 def _any_bit(plane): return int(np.bitwise_or.reduce(plane.numpy(), axis=None))
 
 def _class_facts(row, size, task):
@@ -890,22 +943,42 @@ def _class_facts(row, size, task):
 
 # %% ../nbs/08_folders.ipynb #b4e5aacc
 @patch
-def facts(self:_Folder, row, size):
+def facts(self:_Folder, row, size, whole):
     "What is known of an image after opening it."
     facts, where = dict(id=row.id, group=row.group, kind=row.annotation.kind), f'id {row.id}'
     if size is None: return facts # the image cannot be opened, which is reported
-    facts |= self.attempt(f'{where}: ', _image_facts, row, self.task) or {}
+    facts |= self.attempt(f'{where}: ', _slice_facts, row, self.task, whole) or {}
     if self.task.unit == 'image': return facts
     if row.id in self.sources: where = f'{where}, {self.sources[row.id]}'
-    return facts | (self.attempt(f'{where}: ', _class_facts, row, size, self.task) or {})
+    facts |= self.attempt(f'{where}: ', _class_facts, row, size, self.task) or {}
+    if 'blank' in facts: self.attempt(f'{where}: ', _check_nothing, row, facts)
+    return facts
+
+def _check_nothing(row, facts):
+    "Raise if an annotation shows a foreground class where its image shows nothing."
+    if facts.get('present', 0) & ~1:
+        raise ValueError(f"it marks a structure, but image {row.image}, is constant: see whether it is turned or "
+                         "shifted against the image; if not, name the other slices in labels.csv, in a column slice")
 
 @patch
 def inspect(self:_Folder, cat):
-    "Open every image and annotation; a row for each."
-    rows = list(zip(cat.itertuples(), self.rows.size_))
+    "Open every image and annotation; the catalogue without blank slices, and a row of facts for each image."
+    rows = list(zip(cat.itertuples(), self.rows.size_, self.rows.of_volume))
     facts = [self.facts(*row) for row in (progress_bar(rows, leave=False) if len(rows) > 1000 else rows)]
     if 'split' in self.table: self.problems += [f"{self.path/'labels.csv'}: {p}" for p in _split_problems(self.table)]
-    return pd.DataFrame(facts)
+    kept = ['blank' not in f for f in facts]
+    if all(kept): return cat, pd.DataFrame(facts)
+    self._tell_blank([image for image, keep in zip(cat.image, kept) if not keep])
+    return cat[kept].reset_index(drop=True), pd.DataFrame([f for f in facts if 'blank' not in f])
+
+@patch
+def _tell_blank(self:_Folder, slices):
+    "Note how many slices of each volume are blank; a volume without any others is a problem."
+    for file, n in Counter(image.file for image in slices).items():
+        if n < (every := image_slices(file)):
+            self.left_out.append(f"{file}: {n} of {every} slices left out, as they hold one value only")
+        else: self.problems.append(f"all {n} slices of {file} are constant: replace it, or remove it from "
+                                   f"{self.path/'labels.csv'}")
 
 # %% ../nbs/08_folders.ipynb #3f174b36
 def _raise_all(problems):
@@ -916,15 +989,17 @@ def _raise_all(problems):
 def read_folder(folder:str|Path, # dataset folder
                 classes:Sequence[str]|None=None, # class names, or observations; from the folder if not given
                 unit:str='pixel', # what the task is about: 'pixel', or 'image' for the observation columns
-                check:bool=True, # open every image and annotation, and raise all problems at once
+                check:bool=True, # open every image and annotation, raise all problems at once, and leave out the
+                                 # blank slices of volumes
                 channels:int=1, # of the images: 1 (grey) or 3 (colour)
                 coordinates:str='pixels' # in tables that do not say: 'pixels', or 'relative' to width and height
 ) -> Catalogue: # without splits unless the folder has them
     "The catalogue of a plain dataset folder."
     reader = _Folder(Path(folder), coordinates=coordinates)
     cat = reader.read(classes, unit, channels)
-    if cat is not None and check: reader.inspect(cat)
+    if cat is not None and check: cat, _ = reader.inspect(cat)
     _raise_all(reader.problems)
+    for note in reader.left_out: warnings.warn(note)
     return check_labels(cat, reader.observations, reader.path/'labels.csv')
 
 # %% ../nbs/08_folders.ipynb #d86f9258
@@ -974,6 +1049,7 @@ class FolderReport:
     images: pd.DataFrame # a row for each image: id, group, kind, size and grey values
     tables: dict[str, pd.DataFrame] # title -> counts
     catalogue: Catalogue|None # as of `read_folder`; None if it could not be made
+    whole: frozenset[str] = frozenset() # ids of slices whose volume was listed by its name
 
     @property
     def heading(self): return f'{self.folder}: {len(self.images)} images, {len(self.problems)} problems'
@@ -1054,11 +1130,12 @@ def _report(reader, cat, look=True):
     "What a folder's reader found, after opening every image and annotation."
     images, tables = pd.DataFrame(), {}
     if look and cat is not None and len(cat):
-        images = reader.inspect(cat)
+        cat, images = reader.inspect(cat)
         tables = _tables(cat, images)
-        reader.notes += _notes(cat, images)
+        reader.notes += [*reader.left_out, *_notes(cat, images)]
+    whole = frozenset() if reader.rows is None else frozenset(reader.rows.id[reader.rows.of_volume])
     shown = images.drop(columns=['checksum', 'present', 'possible'], errors='ignore')
-    return FolderReport(reader.path, list(map(str, reader.problems)), reader.notes, shown, tables, cat)
+    return FolderReport(reader.path, list(map(str, reader.problems)), reader.notes, shown, tables, cat, whole)
 
 def check_folder(folder:str|Path, # dataset folder
                  classes:Sequence[str]|None=None, # as for `read_folder`, like all that follow
@@ -1074,12 +1151,13 @@ def check_folder(folder:str|Path, # dataset folder
 def check_rows(cat:Catalogue, # a catalogue from elsewhere, or joined
                name:str|Path='catalogue', # what to call it
                problems:Sequence[str]=(), # that are known already
-               notes:Sequence[str]=() # the same
+               notes:Sequence[str]=(), # the same
+               whole:Collection[str]=() # ids of slices whose volume was listed by its name
 ) -> FolderReport: # problems, notes, tables
     "The same for a catalogue."
     reader = _Folder(Path(name), task_of(cat), table=cat, problems=list(problems), notes=list(notes))
     sizes = [reader.attempt(f'id {i}: ', image_size, image) for i, image in zip(cat.id, cat.image)]
-    reader.rows = pd.DataFrame(dict(size_=sizes))
+    reader.rows = pd.DataFrame(dict(id=cat.id, size_=sizes, of_volume=cat.id.isin(whole)))
     return _report(reader, cat)
 
 # %% ../nbs/08_folders.ipynb #59e3e845

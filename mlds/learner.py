@@ -45,8 +45,8 @@ from .catalogue import _slices_of, task_of, unlabelled_rows
 from .checkpoints import Checkpoint
 from .classsets import class_sets, ClassSets, to_labels, unpack
 from .dataloaders import CatalogueDataset, prepare_image
-from .files import (ImageSlice, atomic_file, image_size, image_spacing, image_stem, open_image, read_image, to_json,
-                        write_map, write_mask)
+from .files import (ImageSlice, _is_blank, atomic_file, image_size, image_spacing, image_stem, open_image,
+                        read_image, to_json, write_map, write_mask)
 from .labels import MaskedBCE, apply_policy, positive_weights
 from .metrics import (ForegroundDice, ForegroundIoU, auroc_table, class_hd95, dice, iou, known_classes, mean_table,
                           overlap_counts, score_table)
@@ -653,12 +653,6 @@ def picture(self:_Output, name, pixels, mask):
     plt.close(fig)
 
 # %% ../nbs/24_learner.ipynb #81aa2242
-def _is_blank(image):
-    "Whether an image is a slice of a volume that holds one value only."
-    if not isinstance(image, ImageSlice): return False
-    pixels = open_image(image).shown(image.slice)
-    return pixels.min() == pixels.max()
-
 def _nothing(image, task):
     "Probabilities of an empty slice: background."
     probs = torch.zeros(task.n_classes, *image_size(image))

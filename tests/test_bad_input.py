@@ -32,6 +32,7 @@ from mlds.files import image_size, read_image
 from mlds.learner import fit, make_learner, mixed_precision
 from mlds.models import load_model
 from mlds.phantoms.oct import oct_phantoms, save_phantoms
+from mlds.sources.chest import check_data, read_data
 from mlds.sources import tools # reads what lies in annotations/
 from mlds.task import Task
 
@@ -125,6 +126,22 @@ def as_nifti(folder, **of_mask):
         volume.SetDirection(header.get('directions', (1, 0, 0, 0, 1, 0, 0, 0, 1)))
         (folder/where/f'{A}.png').unlink()
         sitk.WriteImage(volume, folder/where/f'{A}.nii.gz')
+def blank(folder, *slices, of=('images', 'masks')):
+    "The volume, some of whose slices hold one value."
+    as_nifti(folder)
+    for where in of:
+        file = folder/where/f'{A}.nii.gz'
+        volume = sitk.ReadImage(file)
+        for k in slices: volume[:, :, k] = 0
+        sitk.WriteImage(volume, file)
+def a_mask_each(folder, *slices):
+    "The volume, with a mask file for some of its slices; the table lists the first two."
+    mask = mask_of(folder)
+    as_nifti(folder)
+    (folder/f'masks/{A}.nii.gz').unlink()
+    (folder/f'masks/{A}').mkdir()
+    for k in slices: save(folder/f'masks/{A}/{k}.png', mask)
+    edit(folder, lambda t: pd.concat([t[t.id != A], *(t[t.id == A].assign(id=f'{A}/{k}') for k in range(2))]))
 def rename(folder, new, said=None):
     "Call an image by another name, in labels.csv perhaps by one that differs."
     for where in ('images', 'masks'): (folder/where/f'{A}.png').rename(folder/where/f'{new}.png')
@@ -258,6 +275,12 @@ FILES = {
     'box of no image': (lambda f: box(f, 'IRF', 1, 2, 3, 4, id='v9_s9'), ['boxes.csv row 2', 'v9_s9', 'add it']),
     'box of no tightness': (lambda f: table(f, 'boxes.csv', f'{BOX},tightness', (A, 'IRF', 1, 2, 3, 4, 'a bit')),
                             ['boxes.csv row 2', 'a bit', 'tight, loose']),
+    'a loose box of the kind tight boxes': (
+        lambda f: table(f, 'boxes.csv', f'{BOX},tightness', (A, 'IRF', 1, 2, 3, 4, 'loose'), kind='tight boxes'),
+                                            ['boxes.csv row 2', A, 'tightness is loose', 'tight boxes', 'correct']),
+    'tight and loose boxes in one kind': (
+        lambda f: table(f, 'boxes.csv', BOX, (A, 'IRF', 1, 2, 3, 4), kind='tight boxes + loose boxes'),
+                                          [f'id {A}', 'tight boxes and loose boxes', 'column tightness']),
     'boxes as x, y, w, h': (lambda f: table(f, 'boxes.csv', 'id,class,x,y,w,h', (A, 'IRF', 1, 2, 3, 4)),
                             ['boxes.csv', 'lacks', 'x0, y0, x1, y1', 'it has id, class, x, y, w, h']),
     'unknown unit': (lambda f: table(f, 'boxes.csv', f'{BOX},unit', (A, 'IRF', 1, 2, 3, 4, 'mm')),
@@ -334,6 +357,17 @@ FILES = {
     'a volume and one of its slices': (
         lambda f: (as_nifti(f), edit(f, lambda t: pd.concat([t, t[t.id == A].assign(id=f'{A}/1')]))),
                                        ['labels.csv', f'{A}/1 is a slice of a volume that has a row']),
+    'a mask of a slice that is not there': (lambda f: a_mask_each(f, 0, 3),
+                                            [f'masks/{A}/3.png', 'belongs to no image', 'rename']),
+    'a blank slice that is listed': (
+        lambda f: (blank(f, 0), edit(f, lambda t: pd.concat([t[t.id != A], *(t[t.id == A].assign(id=f'{A}/{k}')
+                                                                              for k in range(3))]))),
+                                     [f'id {A}/0', f'{A}.nii.gz, slice 0, is constant', 'name the other slices']),
+    'a volume of blank slices': (lambda f: blank(f, 0, 1, 2),
+                                 ['all 3 slices of', f'images/{A}.nii.gz', 'constant', 'remove it from']),
+    'a structure on a blank slice': (
+        lambda f: (save(f/MASK, np.eye(32, 48, dtype=np.uint8)), blank(f, 0, of=['images'])),
+                                     [f'id {A}/0', f'masks/{A}.nii.gz', 'marks a structure', 'turned or shifted']),
     # files
     'a web page as image': (lambda f: (f/IMAGE).write_text('<!DOCTYPE html>'), [A, IMAGE, 'cannot be read']),
     'an empty image': (lambda f: (f/IMAGE).write_bytes(b''), [A, IMAGE, 'cannot be read']),
@@ -450,7 +484,11 @@ FILES = {
     'an export that reads other files': (lambda f: export(
         f, '<?xml version="1.0"?><!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><annotations>&e;</annotations>',
         'a.xml'), ['annotations/a.xml', 'DOCTYPE']),
-    'an export of an unknown class': (lambda f: coco(f, 'edema'), [f'{A}.png, annotation 1', "'edema'", 'rename']),
+    'an export of an unknown class': (lambda f: coco(f, 'edema'),
+                                      [f'{A}.png, annotation 1', "'edema'", 'rename', 'classes.txt']),
+    'an export of an image that is not there': (
+        lambda f: (coco(f), (f/IMAGE).unlink(), edit(f, lambda t: t[t.id != A])),
+                                                [f'annotations/a.json, {A}.png', 'not among', 'out of the export']),
     'an export of larger images': (lambda f: coco(f, width=96, height=64), [f'{A}.png', '(64, 96)', '(32, 48)']),
 }
 
@@ -624,6 +662,14 @@ HANDLED = {
                                       lambda c: len(c) == 10),
     'text beside the images': (lambda f: (f/'images/README.txt').write_text('mine'), lambda c: len(c) == 10),
     'a volume as NIfTI': (as_nifti, lambda c: row(c, f'{A}/2').annotation.kind == 'mask'),
+    'blank slices at the ends of a volume': (
+        lambda f: blank(f, 0, 2), lambda c: [i for i in c.id if A in i] == [f'{A}/1'] and (
+            row(c, f'{A}/1').slice == 1 and c.index.tolist() == list(range(10)))),
+    'a mask for a slice, listed or not': (
+        lambda f: a_mask_each(f, 0, 2), lambda c: [row(c, f'{A}/{k}').annotation.kind for k in range(2)] == [
+            'mask', 'unlabelled']),
+    'an export that holds other images, too': (lambda f: (coco(f), edit(f, lambda t: t[t.id != A])),
+                                               lambda c: len(c) == 9 and {a.kind for a in c.annotation} == {'mask'}),
     'a mask with a palette': (lambda f: palette(f), lambda c: same_mask(c)),
     'a mask of one bit': (lambda f: Image.fromarray(mask_of(f) > 0).save(f/MASK),
                           lambda c: set(row(c).annotation.read().unique().tolist()) <= {0, 1}),
@@ -644,6 +690,8 @@ HANDLED = {
                               lambda c: row(c).annotation == Boxes([(1, 1, 2, 5, 7)])),
     'a box twice': (lambda f: table(f, 'boxes.csv', BOX, *[(A, 'IRF', 1, 2, 5, 7)]*2, kind='boxes'),
                     lambda c: row(c).annotation.class_sets((32, 48), 4)[1, 4, 3] == 0b11),
+    'kind tight boxes': (lambda f: table(f, 'boxes.csv', BOX, (A, 'IRF', 1, 2, 5, 7), kind='tight boxes'),
+                         lambda c: row(c).annotation == Boxes([(1, 1, 2, 5, 7)], tight=True)),
     'kind boxes, and no box': (lambda f: table(f, 'boxes.csv', BOX, kind='boxes'),
                                lambda c: known(row(c).annotation).all()),
     'a thousand boxes': (lambda f: table(f, 'boxes.csv', BOX, *((A, 'IRF', i % 40, i % 30, i % 40 + 1, i % 30 + 1)
@@ -702,13 +750,18 @@ MEANT = {
     'ids whose umlauts are taken apart': 'the same name', 'an id like a number': 'text', 'an image called None': 'text',
     'an id with dots': 'text', 'an id with signs of patterns': 'text', 'an id with a comma, in quotes': 'text',
     'hidden files of other systems': 'passed over', 'text beside the images': 'passed over',
-    'a volume as NIfTI': 'its slices, ID/0 and so on', 'a mask with a palette': 'the numbers, not the colours',
+    'a volume as NIfTI': 'its slices, ID/0 and so on',
+    'blank slices at the ends of a volume': 'left out, with a note that says how many; they keep their numbers',
+    'a mask for a slice, listed or not': 'the mask of ID/0 is masks/ID/0; of a slice that is not listed, left out',
+    'an export that holds other images, too': 'what is said of images that are not listed is passed over',
+    'a mask with a palette': 'the numbers, not the colours',
     'a mask of one bit': 'ids 0 and 1', 'a mask as GIF': 'its ids',
     'a mask that is unknown everywhere': 'nothing is known',
     'an image of 16 bits': 'its numbers; the report says that the range is another',
     'numbers below zero': 'its numbers',
     'grey as three colours': 'grey', 'grey as three colours and opacity': 'grey', 'grey and opacity': 'grey',
     'a box of the whole image': 'a box', 'blanks around a class': 'the class', 'a box twice': 'one box',
+    'kind tight boxes': 'tight, where boxes.csv says nothing',
     'kind boxes, and no box': 'nothing is there', 'a thousand boxes': 'a thousand boxes', 'a point twice': 'one point',
     'two classes at one point': 'one of both', 'a stroke of one point': 'a point',
     'a label twice, and a last semicolon': 'one label', 'sixty-two classes': 'sixty-two classes',
@@ -764,6 +817,21 @@ def test_folders_for_different_structures_become_one_batch(pristine, tmp_path):
 def test_a_volume_becomes_a_batch(folder):
     as_volume(folder)
     assert start(folder).one_batch()[0].shape == (8, 1, 32, 48)
+
+def test_blank_slices_are_told_and_left_out_of_several_folders_alike(folder, tmp_path):
+    "One line for each volume, by the report and before a training; boxes name the volume's own slices."
+    other = shutil.copytree(folder, tmp_path/'other')
+    blank(folder, 0)
+    words = f"{folder/f'images/{A}.nii.gz'}: 1 of 3 slices left out, as they hold one value only"
+    report = check_data([folder, other])
+    assert report.problems == [] and report.notes.count(words) == 1 and len(report.images) == 21
+    with pytest.warns(UserWarning, match=re.escape(words)): cat = read_data([folder, other])
+    assert [i for i in cat.id if f'eyes/{A}' in i] == [f'eyes/{A}/1', f'eyes/{A}/2'] and len(cat) == 21
+    (folder/f'masks/{A}.nii.gz').unlink()
+    (folder/'boxes.csv').write_text(f'{BOX},slice\n{A},IRF,1,2,5,7,2\n')
+    assert row(read_folder(folder), f'{A}/2').annotation == Boxes([(1, 1, 2, 5, 7)])
+    (folder/'boxes.csv').write_text(f'{BOX},slice\n{A},IRF,1,2,5,7,0\n')
+    with pytest.raises(ValueError, match='marks a structure, but image .*slice 0, is constant'): read_folder(folder)
 
 def test_a_copy_in_another_group_is_noted(folder):
     shutil.copy(folder/IMAGE, folder/'images/v004_s00.png')

@@ -204,6 +204,7 @@ def test_several_folders_and_a_public_set(tmp_path):
     (['train', 'eyes', '--out', 'masks2'], 'holds other files'),
     (['check', 'nowhere'], 'nowhere is not a folder'),
     (['check', 'eyes', '--unit', 'pixels'], "invalid choice: 'pixels'"),
+    (['check', 'eyes', '--channels', '4'], 'channels=4: a number from 1 to 3'),
     (['check', 'eyes', '--sheet', 'masks2/a.txt/sheet.png'], 'a.txt is a file: choose another folder with --sheet'),
     (['predict', 'nowhere', 'eyes/images'], 'there is no model at nowhere'),
     (['predict', 'run', 'nothing'], 'nothing'),

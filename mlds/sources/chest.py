@@ -473,7 +473,8 @@ def _report_on(reports, name):
     problems, notes = ([line for r in reports.values() for line in getattr(r, k)] for k in ('problems', 'notes'))
     nothing = FolderReport(Path(name), problems, notes, pd.DataFrame(), {}, None)
     if problems: return nothing
-    try: return check_rows(_joined({n: r.catalogue for n, r in reports.items()}), name, notes=notes)
+    whole = {f'{n}/{i}' for n, r in reports.items() for i in r.whole}
+    try: return check_rows(_joined({n: r.catalogue for n, r in reports.items()}), name, notes=notes, whole=whole)
     except ValueError as e: return replace(nothing, problems=[str(e)])
 
 def check_data(data:str|Path|Sequence, # as for `read_data`, like all that follow

@@ -436,7 +436,8 @@ _FEW = 'cx', 'cy', 'rx', 'ry', 'r', 'x', 'y', 'width', 'height'
 def _via_names(attributes, attribute):
     "The classes that a region's or a file's attributes name."
     if attribute is None and len(attributes) != 1:
-        raise ValueError(f"attributes {sorted(attributes)}: say which holds the class, attribute='...'")
+        raise ValueError(f"attributes {sorted(attributes)}: say which holds the class, attribute='...'; "
+                         "in a data folder keep that one alone")
     value = attributes[attribute] if attribute else next(iter(attributes.values()))
     if isinstance(value, dict): return [name for name, on in value.items() if on]
     return [str(value)]
@@ -613,7 +614,8 @@ def _class_of(name, task, rename):
     if said in task.classes: return task.classes.index(said)
     known = ', '.join(task.classes)
     raise ValueError(f"class {said!r} is unknown; the classes are {known}: say which is meant, "
-                     f"rename={{{name!r}: '...'}}, or None to leave its shapes out")
+                     f"rename={{{name!r}: '...'}}, or None to leave its shapes out; in a data folder "
+                     "name it in classes.txt, or rename or remove it in the tool")
 
 # %% ../../nbs/11_sources_tools.ipynb #615a8c9f
 def _plain_name(name): return PurePosixPath(normalize('NFC', str(name)).replace('\\', '/')).name
@@ -635,7 +637,8 @@ def _true_size(name, images):
     "The size of the image itself; None if there are no images to ask."
     if images is None: return None
     if not isinstance(images, Mapping): return image_size(_file_of(name, images))
-    if _stem(name) not in images: raise ValueError(f"image {_stem(name)} is not among the images")
+    if _stem(name) not in images: raise ValueError(f"image {_stem(name)} is not among the images: add it, or take "
+                                                    "it out of the export")
     return tuple(images[_stem(name)])
 
 def _known_size(image, images):
@@ -736,7 +739,8 @@ def _check_regions(shapes, size, task):
     for c, inside in shapes._region_areas(size, task.n_classes):
         room = possible[torch.from_numpy(inside)] >> c & 1
         if not room.any(): raise ValueError(f"a box of {task.classes[c]} is covered by areas of other classes: "
-                                            "correct one of them, or say overlapping=True")
+                                            "correct one of them, or say overlapping=True; in a data folder without "
+                                            "masks/ an empty folder masks_bits says so")
 
 # %% ../../nbs/11_sources_tools.ipynb #ccdbaf73
 def _annotation(image, where, options, problems):

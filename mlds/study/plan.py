@@ -326,8 +326,8 @@ def _references(profile):
 
 def _longer(profile):
     "Cells of the claim that have twice as many iterations, beside the most masks in focus."
-    more = dict(iterations=2*profile['train']['iterations'])
-    rows = {TWICE: dict(_ALONE, bs=2*profile['train']['bs'])} | _arms('EMA-taught', ['nothing', 'points', 'tight boxes'])
+    train, taught = profile['train'], _arms('EMA-taught', ['nothing', 'points', 'tight boxes'])
+    rows, more = {TWICE: dict(_ALONE, bs=2*train['bs'])} | taught, dict(iterations=2*train['iterations'])
     return _grid({row + LONGER: params | more for row, params in rows.items()}, profile['focus'][-1:])
 
 # %% ../../nbs/35_plan.ipynb #e557e4a7

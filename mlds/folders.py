@@ -689,7 +689,7 @@ def read_exports(self:_Folder, exhaustive, blank):
     sizes = {_export_name(row): row['size_'] for row in self.rows.to_dict('records')}
     if len(sizes) < len(self.rows): raise ValueError(f"{where} cannot tell two images whose files have one name")
     if not EXPORT_READERS: raise ImportError(f"{where} is read by mlds.sources.tools: import it first")
-    options = dict(overlapping=self.task.overlapping, images=self._unlisted_sizes() | self._every_slice() | sizes)
+    options = dict(overlapping=self.task.overlapping, images=self._other_sizes() | sizes)
     found = EXPORT_READERS[0](where, self.classes, exhaustive, blank, **options)
     self._check_segmentations(where)
     self.exports[exhaustive, blank] = found
@@ -702,18 +702,12 @@ def _volumes(self:_Folder):
     return {Path(row['id']).parent.name: row for row in slices}
 
 @patch
-def _every_slice(self:_Folder):
-    "Sizes of all slices of the volumes, listed or not: a segmentation holds all of them."
-    counted = {name: (image_slices(row['image']), row['size_']) for name, row in self._volumes().items()}
-    return {f'{name}_{k:03d}': size for name, (n, size) in counted.items() for k in range(n)}
-
-@patch
-def _unlisted_sizes(self:_Folder):
-    "Sizes of the images that are not listed: an export may hold them, too."
-    found, listed = {}, {getattr(image, 'file', image) for image in self.rows.image}
+def _other_sizes(self:_Folder):
+    "Sizes of images and of slices of volumes, listed or not: an export may hold all of them."
+    found, single = {}, {image for image in self.rows.image if not isinstance(image, ImageSlice)}
     for file in _image_files(self.path/'images'):
         with suppress(ValueError, OSError):
-            if file not in listed: found |= _export_sizes(file)
+            if file not in single: found |= _export_sizes(file)
     return found
 
 def _export_sizes(file):

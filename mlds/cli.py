@@ -586,10 +586,10 @@ def predict(runs:Annotated[str, dict(nargs='+')], # runs or model files; several
 
 # %% ../nbs/31_cli.ipynb #66ebf0f2
 def _warn_of_training(runs, folder):
-    "Say so if a run was trained on this very folder, alone or with others."
+    "Say so if a run, or the one that a model file lies in, was trained on this very folder, alone or with others."
     here = folder_manifest(folder)
     for run in runs:
-        file = Path(run)/'run.json'
+        file = _model_file(run).parent/'run.json'
         there = read_json(file)['manifest'] if file.is_file() else {}
         if here in (there, *there.values()):
             warnings.warn(f"{run} was trained on images of {folder}; scores of those it has not seen are in its report")

@@ -135,7 +135,7 @@ def test_predict(work):
     assert 'predictions.csv' in one.stdout and len(pd.read_csv(work/'one/predictions.csv')) == 1
 
 def test_evaluate(work):
-    done = mlds(work, 'evaluate', 'run', 'eyes', '--out', 'scores')
+    done = mlds(work, 'evaluate', 'run/model.safetensors', 'eyes', '--out', 'scores')
     assert 'mean foreground' in done.stdout and 'was trained on images of eyes' in done.stderr
     scores = pd.read_csv(work/'scores/scores.csv')
     assert {'IoU', 'IoU low', 'IoU high', 'Dice', 'HD95 pixels'} <= set(scores)

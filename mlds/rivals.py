@@ -153,8 +153,8 @@ def _drop_channels(encoder, x, features): return pytree.tree_map(lambda f: F.dro
 def before_fit(self:UniMatch):
     super(UniMatch, self).before_fit()
     if hasattr(self.model, 'encoder'): return
-    raise ValueError(f"UniMatch drops channels of what `encoder` returns, and a {type(self.model).__name__} has no such "
-                     "part: name the first part of your network so, or choose fixmatch")
+    raise ValueError(f"UniMatch drops channels of what `encoder` returns, and a {type(self.model).__name__} has no "
+                     "such part: name the first part of your network so, or choose fixmatch")
 
 # %% ../nbs/19_rivals.ipynb #019032c2
 def _drawn_anew(model):

@@ -391,8 +391,8 @@ def _check_logits(logits, sets, task):
     "Raise unless a network says something of each class at each pixel."
     there, wanted = tuple(logits.shape), (len(sets), task.n_classes, *sets.shape[-2:])
     if there == wanted: return
-    raise ValueError(f"the network's logits are {there}, where {wanted} are needed (batch, classes, height, width): one "
-                     f"channel for each of {', '.join(task.classes)}, at the size of the images")
+    raise ValueError(f"the network's logits are {there}, where {wanted} are needed (batch, classes, height, width): "
+                     f"one channel for each of {', '.join(task.classes)}, at the size of the images")
 
 # %% ../nbs/15_supervision.ipynb #4e262e78
 @patch

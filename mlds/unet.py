@@ -46,7 +46,7 @@ def _both_parts(output):
     "Logits, and those of other heads, of what a network returned."
     parts = [output, []] if isinstance(output, Tensor) else list(output)
     if len(parts) == 2 and not isinstance(parts[1], (Tensor, str)): return parts
-    raise TypeError(f"a network's output is logits (B,C,H,W), or a pair of these and a list of coarser heads' logits, but "
+    raise TypeError("a network's output is logits (B,C,H,W), or a pair: these and a list of coarser heads' logits, but "
                     f"here it is a {type(output).__name__} of {len(parts)}: return Prediction(logits, [coarsest, ...])")
 
 # %% ../nbs/14_unet.ipynb #1291394e

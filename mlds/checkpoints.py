@@ -95,6 +95,12 @@ def _set_rng_state(state):
     for i, one in enumerate(state['cuda'][:torch.cuda.device_count()]): torch.cuda.set_rng_state(one, i)
 
 # %% ../nbs/21_checkpoints.ipynb #c99c686f
+def _parameters(learn):
+    "The parameters of the network, and what else the optimizer trains."
+    own = list(learn.model.parameters())
+    known = set(own)
+    return own + [p for group in learn.opt.param_lists for p in group if p not in known]
+
 def _gradient(p):
     if p.grad is None: return None
     return p.grad if p.grad.any() else 0
@@ -108,7 +114,7 @@ def _set_gradient(p, grad):
 def _states(learn):
     "The states of a training's parts, and what belongs to no part."
     states = {name: _get_state(o) for name, o in _parts(learn).items()}
-    gradients = [_gradient(p) for p in learn.model.parameters()]
+    gradients = [_gradient(p) for p in _parameters(learn)]
     return states | {'gradients': gradients, 'random': _rng_state()}
 
 def _save_checkpoint(learn, path, epoch):
@@ -164,7 +170,7 @@ def _restore(learn, states, path):
         try: _set_state(o, state)
         except Exception as e:
             raise ValueError(f"{path} does not fit the {name} of this training. Delete it to start over ({e})") from e
-    for p, grad in zip(learn.model.parameters(), states['gradients']): _set_gradient(p, grad)
+    for p, grad in zip(_parameters(learn), states['gradients']): _set_gradient(p, grad)
 
 # %% ../nbs/21_checkpoints.ipynb #51b79730
 def _load_checkpoint(learn, path):

@@ -29,7 +29,7 @@ from fastai.callback.schedule import Learner  # with fit_one_cycle
 from fastai.data.core import DataLoaders
 from fastai.learner import Metric, Recorder
 from fastai.optimizer import OptimWrapper
-from fastai.torch_core import default_device, rank_distrib, set_seed
+from fastai.torch_core import default_device, join_path_file, rank_distrib, set_seed
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.imports import IN_COLAB, IN_NOTEBOOK
@@ -259,13 +259,14 @@ def make_learner(dls:DataLoaders, # from `make_dataloaders`
                                           # `PseudoLabels`; of a rival: weight, ramp... (chapter 19), but cutmix is
                                           # always that of `StrongAugment`; augment=False: images are not perturbed;
                                           # batch_statistics='together': batches stay whole
-                 **kwargs # of fastai's `Learner`
+                 **kwargs # of fastai's `Learner`; loss_func takes the place of the usual loss
 ) -> MixedLearner: # ready for `fit`
     "A fastai Learner for what the dataloaders hold."
     model = _starting_network(dls, model, network, start, tune)
     loss_func, cbs = _loss_and_callbacks(dls, teacher, aux_supervision, loss, teaching)
-    defaults = dict(opt_func=_fused_adamw, metrics=_metric(dls.task), splitter=trained_groups)
-    own = dict(loss_func=loss_func, cbs=[*cbs, *L(kwargs.get('cbs'))])
+    if loss and 'loss_func' in kwargs: raise ValueError("loss is for the usual loss: leave it or loss_func out")
+    defaults = dict(loss_func=loss_func, opt_func=_fused_adamw, metrics=_metric(dls.task), splitter=trained_groups)
+    own = dict(cbs=[*cbs, *L(kwargs.get('cbs'))])
     return MixedLearner(dls, model.to(memory_format=torch.channels_last), **defaults | kwargs | own)
 
 # %% ../nbs/24_learner.ipynb #04023b89
@@ -383,9 +384,12 @@ def _history(learn):
 
 def _rates(learn, lr, mult):
     "The largest learning rate of each group of parameters, as fastai takes it; its slice would read 0 as a tenth."
-    if mult: return slice(lr*mult, lr)
+    if mult == 1: return slice(lr, lr)
     if learn.opt is None: learn.create_opt()
-    return [0.]*(len(learn.opt.param_lists) - 1) + [lr]
+    groups = len(learn.opt.param_lists)
+    if groups == 1: raise ValueError(f"trunk_lr_mult={mult}, but nothing tells trunk and heads apart: call the heads "
+                                     "aux_heads and mask_head, or make_learner(..., splitter=) a function that does")
+    return slice(lr*mult, lr) if mult else [0.]*(groups - 1) + [lr]
 
 def fit(learn:Learner, # from `make_learner`
         lr:float=.01, # largest learning rate, of the heads
@@ -408,6 +412,38 @@ def fit(learn:Learner, # from `make_learner`
         for context in (*quiet, in_processes(learn)): stack.enter_context(context)
         learn.fit_one_cycle(epochs, _rates(learn, lr, trunk_lr_mult), pct_start=warmup, cbs=cbs)
     return _history(learn)
+
+# %% ../nbs/24_learner.ipynb #82e2f8cd
+def _average_beside(learn, file):
+    "The teacher, and the file of its average beside one of weights; fastai's learning-rate finder has its own way."
+    teacher = None if hasattr(learn, 'lr_finder') else getattr(learn, 'mean_teacher', None)
+    return teacher, join_path_file(file, learn.path/learn.model_dir, ext='.teacher.pth')
+
+@patch
+def save(self:MixedLearner,
+         file:str|Path, # name, below the learner's folder
+         **kwargs # of fastai's `save_model`
+) -> Path: # the file of the weights
+    "Save the weights, and the teacher's average beside them."
+    place, (teacher, beside) = super(MixedLearner, self).save(file, **kwargs), _average_beside(self, file)
+    if not teacher or rank_distrib(): return place
+    beside.unlink(missing_ok=True) # of earlier weights of this name
+    if teacher.ema: torch.save(teacher.state_dict(), beside)
+    return place
+
+# %% ../nbs/24_learner.ipynb #e8eb70ce
+@patch
+def load(self:MixedLearner,
+         file:str|Path, # name, below the learner's folder
+         **kwargs # of fastai's `load_model`
+) -> MixedLearner: # the same
+    "Load weights, and the teacher's average if it is beside them."
+    super(MixedLearner, self).load(file, **kwargs)
+    teacher, beside = _average_beside(self, file)
+    if not teacher: return self
+    teacher.ema, teacher.steps = None, 0
+    if beside.exists(): teacher.load_state_dict(torch.load(beside, map_location='cpu', weights_only=True))
+    return self
 
 # %% ../nbs/24_learner.ipynb #90a8de19
 class ScoreCurve(Callback):

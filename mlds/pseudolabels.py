@@ -193,6 +193,8 @@ def before_fit(self:PseudoLabels):
     if overlapping and self.adaptive:
         raise ValueError("classes overlap, so that there is no most probable one: choose confidence='fixed'")
     check_range(.5 if overlapping else 0, 1, threshold=self.threshold)
+    if self.source == 'teacher' and not hasattr(self.learn, 'teacher'):
+        raise ValueError("PseudoLabels needs a teacher: add MeanTeacher() to cbs, or choose PseudoLabels('self')")
 
 # %% ../nbs/17_pseudolabels.ipynb #3fec0fbc
 @patch

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
-from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.training import GradientAccumulation
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
@@ -29,7 +29,7 @@ from .unet import Prediction
 # %% ../nbs/19_rivals.ipynb #b199825e
 class _Rival(Callback):
     "Add a term on the images of which little is known to the loss of a batch."
-    order, run_valid = MixedPrecision.order - 1, False
+    order, run_valid = GradientAccumulation.order - 1, False # before MixedPrecision, too
     def before_fit(self): _check_task(self.dls.task)
     def before_batch(self): self.weak = self.x
     def after_loss(self):
@@ -146,7 +146,15 @@ class UniMatch(FixMatch):
         both = _pseudo_loss(_logits(self.model, strong), their_labels) + _pseudo_loss(dropped, labels)
         return self._scale() * both/2
 
-def _drop_channels(encoder, x, features): return [F.dropout2d(f, .5) for f in features]
+def _drop_channels(encoder, x, features): return pytree.tree_map(lambda f: F.dropout2d(f, .5), features)
+
+# %% ../nbs/19_rivals.ipynb #e3246ac0
+@patch
+def before_fit(self:UniMatch):
+    super(UniMatch, self).before_fit()
+    if hasattr(self.model, 'encoder'): return
+    raise ValueError(f"UniMatch drops channels of what `encoder` returns, and a {type(self.model).__name__} has no "
+                     "such part: name the first part of your network so, or choose fixmatch")
 
 # %% ../nbs/19_rivals.ipynb #019032c2
 def _drawn_anew(model):

@@ -386,6 +386,14 @@ def _known_alone(sets):
     certain = torch.where(sets.known, sets.certain, 0)
     return class_sets(certain, torch.where(sets.known, sets.possible, EVERYTHING))
 
+# %% ../nbs/15_supervision.ipynb #042c32a5
+def _check_logits(logits, sets, task):
+    "Raise unless a network says something of each class at each pixel."
+    there, wanted = tuple(logits.shape), (len(sets), task.n_classes, *sets.shape[-2:])
+    if there == wanted: return
+    raise ValueError(f"the network's logits are {there}, where {wanted} are needed (batch, classes, height, width): "
+                     f"one channel for each of {', '.join(task.classes)}, at the size of the images")
+
 # %% ../nbs/15_supervision.ipynb #4e262e78
 @patch
 def _with_regions(self:MixedLoss, sets):
@@ -402,6 +410,7 @@ def __call__(self:MixedLoss,
 ) -> Tensor: # scalar
     "The weighted sum of the parts."
     pred = Prediction(pred)
+    _check_logits(pred.logits, sets, self.task)
     chosen, regions = self._with_regions(ClassSets(sets))
     sets = compact(ClassSets(sets), self.task.n_classes)
     if (sets.possible == 0).any():
@@ -414,6 +423,13 @@ def __call__(self:MixedLoss,
     if self.weights['mil'] or self.weights['tight']:
         self.parts |= self._region_parts(pred, chosen, [regions, *pooled])
     return sum(self.weights[k]*v for k, v in self.parts.items())
+
+# %% ../nbs/15_supervision.ipynb #c7046b52
+@patch(as_prop=True)
+def y_int(self:MixedLoss):
+    "What fastai's MixUp and CutMix ask for: refuses them."
+    raise ValueError("class sets cannot be blended as fastai's MixUp and CutMix blend labels: leave these out; "
+                     "StrongAugment gives images boxes of one another, make_learner(teaching=dict(cutmix=.5))")
 
 # %% ../nbs/15_supervision.ipynb #5748ee38
 def certain_share(level:ClassSets, # int64 (..., 3, h, w), what an annotation says of the cells

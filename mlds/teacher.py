@@ -6,6 +6,8 @@
 __all__ = ['MeanTeacher']
 
 # %% ../nbs/16_teacher.ipynb #48154116
+from copy import deepcopy
+
 import torch
 from fastai.callback.core import Callback
 from fastcore.basics import patch
@@ -32,7 +34,7 @@ class MeanTeacher(Callback):
                  validate:bool=True # validate the teacher in place of the student
     ):
         if not 0 <= decay < 1: raise ValueError(f"decay {decay} is outside 0..1: 1 would never learn")
-        self.decay, self.validate, self.ema, self.steps = decay, validate, None, 0
+        self.decay, self.validate, self.ema, self.steps, self.kept = decay, validate, None, 0, None
     def after_cancel_step(self): self.skipped = True
     def after_step(self):
         if not self.skipped:
@@ -47,6 +49,7 @@ def _begin(self:MeanTeacher):
 
 @patch
 def before_fit(self:MeanTeacher):
+    if hasattr(self.learn, 'lr_finder'): self._keep()
     self._begin()
     if self.model is self.ema.module: self.learn.model = self.student # a validation was interrupted
     self.ema.pair(self.model)
@@ -54,8 +57,15 @@ def before_fit(self:MeanTeacher):
 
 # %% ../nbs/16_teacher.ipynb #ed3c8483
 @patch
+def _keep(self:MeanTeacher):
+    self.kept = self.ema, self.steps
+    self.ema = deepcopy(self.ema)
+
+@patch
 def after_fit(self:MeanTeacher):
-    if hasattr(self.learn, 'lr_finder'): self.ema, self.steps = None, 0
+    if not hasattr(self.learn, 'lr_finder'): return
+    self.ema, self.steps = self.kept
+    self.learn.teacher = self.ema and self.ema.module
 
 # %% ../nbs/16_teacher.ipynb #27c33fb4
 @patch

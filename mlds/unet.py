@@ -31,7 +31,7 @@ class Prediction(tuple):
         logits:Tensor|Iterable, # (B,C,H,W), or one iterable that yields both arguments
         aux_logits:Sequence[Tensor]=None, # (B,C,h,w) each, coarsest first
     ):
-        if aux_logits is None: logits, aux_logits = (logits, []) if isinstance(logits, Tensor) else logits
+        if aux_logits is None: logits, aux_logits = _both_parts(logits)
         return super().__new__(cls, (logits, aux_logits))
     @property
     def logits(self): return self[0]
@@ -40,6 +40,14 @@ class Prediction(tuple):
     def __repr__(self):
         aux = [tuple(z.shape) for z in self.aux_logits]
         return f"Prediction(logits={tuple(self.logits.shape)}, aux_logits={aux})"
+
+# %% ../nbs/14_unet.ipynb #e20446b2
+def _both_parts(output):
+    "Logits, and those of other heads, of what a network returned."
+    parts = [output, []] if isinstance(output, Tensor) else list(output)
+    if len(parts) == 2 and not isinstance(parts[1], (Tensor, str)): return parts
+    raise TypeError("a network's output is logits (B,C,H,W), or a pair: these and a list of coarser heads' logits, but "
+                    f"here it is a {type(output).__name__} of {len(parts)}: return Prediction(logits, [coarsest, ...])")
 
 # %% ../nbs/14_unet.ipynb #1291394e
 pytree.register_pytree_node(Prediction, lambda pred: (list(pred), None), lambda parts, _: Prediction(parts),

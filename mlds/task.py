@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from numbers import Real
 
+import torch
 from fastcore.basics import patch
 from torch import Tensor
 from .classsets import MAX_CLASSES, pack
@@ -96,7 +97,9 @@ def decide(self:Task,
            probs:Tensor # (B, C, H, W), 0..1; logits where classes exclude each other do as well
 ) -> Tensor: # int64 (B, H, W), class sets
     "The class set of each pixel."
-    return pack(probs > .5) if self.overlapping else 1 << probs.argmax(1)
+    if not self.overlapping: return 1 << probs.argmax(1)
+    structures = pack(probs > .5) & ~1
+    return torch.where(structures > 0, structures, 1)
 
 # %% ../nbs/01_task.ipynb #c6d10214
 @patch

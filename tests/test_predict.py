@@ -158,6 +158,8 @@ def test_overlapping_classes_and_colours(tmp_path):
     mask = read_mask(table.file[0])
     assert np.array_equal(mask, predict(model, tmp_path/'c.png'))
     assert [table[c][0] for c in OCT_CLASSES] == [(mask >> c & 1).sum() for c in range(4)]
+    again = Mask(table.file[0], bits=True).class_sets(SIZE, 4).certain
+    assert np.array_equal(again, mask), 'what is predicted can be corrected and read as a mask'
 
 
 def test_an_empty_slice_is_background(model, tmp_path):

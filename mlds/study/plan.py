@@ -140,7 +140,8 @@ def _data_path(file:str|Path, # settings.ini
     if data == 'phantoms': return data
     ini = read_ini(file)
     names = dict(ini['data']) if 'data' in ini else {}
-    return str(Path(file).parent/names[data.lower()] if data.lower() in names else Path(data))
+    folder = Path(file).parent/names[data.lower()] if data.lower() in names else Path(data)
+    return str(folder.absolute()) # of '.' as well the last part is a name
 
 # %% ../../nbs/35_plan.ipynb #e746da86
 def find_data(file:str|Path, # settings.ini
@@ -149,7 +150,7 @@ def find_data(file:str|Path, # settings.ini
     "The dataset that a name or path stands for; raises if there is none."
     if data == 'phantoms': return data
     folder = Path(_data_path(file, data))
-    if _is_oct(folder) or folder.is_dir() and len(_chest_folders(folder)) == 3: return str(folder.absolute())
+    if _is_oct(folder) or folder.is_dir() and len(_chest_folders(folder)) == 3: return str(folder)
     raise FileNotFoundError(f"data {data!r}: {folder/'labels.csv'} does not exist; give a dataset folder, or one "
                             "that holds the folders findings, anatomy and infection, or phantoms")
 

@@ -210,7 +210,7 @@ def _write_about(plan, to):
     "What the tables of a plan claim."
     (to/'about.json').unlink(missing_ok=True) # of an earlier design
     if plan.get('design', 'short') == 'short': return
-    about = {k: plan[k] for k in ('design', 'margin', 'partial')}
+    about = {k: plan[k] for k in ('design', 'margin', 'partial', 'named') if k in plan}
     with atomic_file(to/'about.json') as f: f.write(json.dumps(about).encode())
 
 # %% ../../nbs/37_results.ipynb #f5081d01
@@ -244,7 +244,7 @@ class Results:
     per_case: pd.DataFrame   # run, variant, id, group, target, measure, value
     curves: pd.DataFrame     # run, step, name, value
     per_group: dict = field(default_factory=dict) # run -> groups, classes, counts (G, K, 3), in the place of per_image
-    about: dict = field(default_factory=dict)     # design, margin, partial; empty for a short design
+    about: dict = field(default_factory=dict)     # design, margin, partial, named; empty for a short design
 
     def __repr__(self): return f"Results of {len(self.runs)} runs in {self.folder}"
 

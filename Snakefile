@@ -72,6 +72,7 @@ rule phantoms:
 rule export:
     input:
         records(PLAN["runs"]),
+        f"{FOLDER}/tables.json",  # what the tables are and claim; newer where settings.ini says something else
     output:
         RESULTS,
     params:

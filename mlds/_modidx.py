@@ -1720,6 +1720,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlds.study.plan._trials': ('plan.html#_trials', 'mlds/study/plan.py'),
                                  'mlds.study.plan._turn': ('plan.html#_turn', 'mlds/study/plan.py'),
                                  'mlds.study.plan._words': ('plan.html#_words', 'mlds/study/plan.py'),
+                                 'mlds.study.plan._write_changed': ('plan.html#_write_changed', 'mlds/study/plan.py'),
                                  'mlds.study.plan.data_manifest': ('plan.html#data_manifest', 'mlds/study/plan.py'),
                                  'mlds.study.plan.describe': ('plan.html#describe', 'mlds/study/plan.py'),
                                  'mlds.study.plan.draw': ('plan.html#draw', 'mlds/study/plan.py'),

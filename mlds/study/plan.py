@@ -620,13 +620,19 @@ def plan_folder(plan:dict # from `make_plan`
     "Where a plan, its logs and the notebooks of its results are."
     return Path(plan['root'])/'logs'/plan['name']
 
+def _write_changed(file, content):
+    "Write a file, unless it holds that already; its time says when it changed."
+    if file.is_file() and file.read_bytes() == content: return
+    with atomic_file(file) as f: f.write(content)
+
 def write_plan(plan:dict # from `make_plan`
 ) -> Path: # the file
     "Write a plan for its jobs; an error with a reason where the folder of the runs cannot be written to."
-    file = plan_folder(plan)/'plan.json'
+    file, tables = plan_folder(plan)/'plan.json', {k: v for k, v in plan.items() if k not in ('runs', 'jobs', 'known')}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(file) as f: f.write(json.dumps(plan).encode())
+        for to, what in ((file, plan), (file.with_name('tables.json'), tables)):
+            _write_changed(to, json.dumps(what).encode())
     except OSError as e:
         raise OSError(f"cannot write to {file.parent} ({e.strerror}): choose another folder with RUNS=FOLDER") from e
     return file

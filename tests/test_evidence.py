@@ -96,7 +96,7 @@ def table(folder, name): return pd.read_csv(folder/f'{name}.csv', dtype={'column
 def test_counts_of_patients_take_the_place_of_images(made):
     plan, folder = made
     results = read_results(folder)
-    assert results.per_image.empty and results.about == dict(design='evidence', margin=.02, partial='yes')
+    assert results.per_image.empty and results.about == dict(design='evidence', margin=.02, partial='yes', named='24')
     counts = results.counts(results.runs.run)
     assert counts.shape == (len(results.runs), PATIENTS, 3, 3) and (counts.sum((2, 3)) == UNIONS.sum(1)).all()
     scores = (counts.sum(1)[..., 0]/counts.sum((1, 3))).mean(1)

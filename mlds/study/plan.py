@@ -48,8 +48,8 @@ def _one_or_more(text): return _count(text) or _count('')
 # %% ../../nbs/35_plan.ipynb #95849de7
 _SHARES = _share, 'numbers above 0, at most 1'
 _COUNTS_LINE = _count, 'whole numbers'
-_LINES = dict(budgets=_COUNTS_LINE, focus=_COUNTS_LINE, seeds=_COUNTS_LINE, pretrainings=(_one_or_more, 'a number above 0'),
-              archs=(str, 'names'), shares=_SHARES, rates=_SHARES, joint_masks=_COUNTS_LINE, lengths=_COUNTS_LINE,
+_LINES = dict(budgets=_COUNTS_LINE, focus=_COUNTS_LINE, seeds=_COUNTS_LINE,
+              pretrainings=(_one_or_more, 'a number above 0'), archs=(str, 'names'), shares=_SHARES, rates=_SHARES, joint_masks=_COUNTS_LINE, lengths=_COUNTS_LINE,
               pools=_SHARES)
 _USUAL = dict(archs='test_resnet', shares='0.5 1', pretrainings='1', focus='6 24', pools='1')
 _OPTIONAL = 'rates', 'joint_masks', 'lengths'
@@ -74,7 +74,7 @@ def read_options(file:str|Path, # settings.ini
     given = profile_section(file, profile, '', data)
     options = {name: p.check(name, given.get(name, p.default)) for name, p in OPTIONS.items()}
     if options['partial'] == 'yes' and options['design'] == 'short':
-        raise ValueError(f"partial of [{profile}] is yes: tables of the design short need all runs; name another design")
+        raise ValueError(f"partial of [{profile}] is yes: tables of the design short need all runs")
     return options
 
 # %% ../../nbs/35_plan.ipynb #e205261e
@@ -129,7 +129,7 @@ def read_profile(file:str|Path, # settings.ini
                  data:str='phantoms', # 'phantoms' or a folder
                  paper:str='oct' # a key of `PAPERS`
 ) -> dict: # results, options, the lines about tables, and for each notebook its parameters
-    "A profile's values for one paper, checked; raises on an unknown section, profile, parameter or result."
+    "A profile's values for one paper, checked; raises on what is unknown."
     _check_sections(file)
     about = PAPERS[paper]
     given = profile_section(file, profile, about['section'], data)

@@ -73,7 +73,7 @@ def _run_table(folder, name):
     try: table = _read_csv(folder/f'{name}.csv')
     except ValueError as e: raise ValueError(f"{e}; {again}") from e
     lacking = [c for c in _COLUMNS[name] if c not in table and c not in ('run', 'variant')]
-    if lacking: raise ValueError(f"{folder/name}.csv lacks {', '.join(lacking)}: let the notebook write it, and {again}")
+    if lacking: raise ValueError(f"{folder/name}.csv lacks {', '.join(lacking)}: write it there, and {again}")
     if name == 'per_image' and (first := _background(read_run(folder)['metrics'])):
         table['class'] = table['class'].replace(first, 'background')
     return table.assign(run=folder.name)

@@ -49,7 +49,8 @@ def _one_or_more(text): return _count(text) or _count('')
 _SHARES = _share, 'numbers above 0, at most 1'
 _COUNTS_LINE = _count, 'whole numbers'
 _LINES = dict(budgets=_COUNTS_LINE, focus=_COUNTS_LINE, seeds=_COUNTS_LINE,
-              pretrainings=(_one_or_more, 'a number above 0'), archs=(str, 'names'), shares=_SHARES, rates=_SHARES, joint_masks=_COUNTS_LINE, lengths=_COUNTS_LINE,
+              pretrainings=(_one_or_more, 'a number above 0'),
+              archs=(str, 'names'), shares=_SHARES, rates=_SHARES, joint_masks=_COUNTS_LINE, lengths=_COUNTS_LINE,
               pools=_SHARES)
 _USUAL = dict(archs='test_resnet', shares='0.5 1', pretrainings='1', focus='6 24', pools='1')
 _OPTIONAL = 'rates', 'joint_masks', 'lengths'
@@ -120,8 +121,8 @@ def _check_sections(file):
     for section in sections:
         name, _, part = section.removesuffix(' folder').partition(' ')
         if name in profiles and part in _PARTS: continue
-        raise ValueError(f"section [{section}] of {file} would not be read: write [PROFILE], or [PROFILE PART] with one "
-                         f"of the parts {known}; a last word may be folder")
+        raise ValueError(f"section [{section}] of {file} would not be read: write [PROFILE], or [PROFILE PART] with "
+                         f"one of the parts {known}; a last word may be folder")
 
 # %% ../../nbs/35_plan.ipynb #3dcf0935
 def read_profile(file:str|Path, # settings.ini

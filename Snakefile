@@ -9,7 +9,7 @@ from mlds.study.plan import make_plan, plan_folder, write_plan
 
 RUNS = str(config.get("runs", "runs"))
 CORES = 0 if config.get("job_per_run") else workflow.cores or 1
-PROFILE, DATA = config.get("profile", "quick"), str(config.get("data", "phantoms"))
+PROFILE, DATA = str(config.get("profile", "quick")), str(config.get("data", "phantoms"))
 PLAN = make_plan("settings.ini", PROFILE, DATA, RUNS, CORES, config.get("committed"))
 FILE, FOLDER = write_plan(PLAN), plan_folder(PLAN)  # what the jobs read, and where their logs are
 RESULTS = f"{RUNS}/results/{PLAN['name']}/runs.csv"
@@ -72,6 +72,7 @@ rule phantoms:
 rule export:
     input:
         records(PLAN["runs"]),
+        f"{FOLDER}/tables.json",  # what the tables are and claim; newer where settings.ini says something else
     output:
         RESULTS,
     params:

@@ -267,19 +267,29 @@ def predict(self:Response,
     return mixes.assign(score=mean, low=mean - half, high=mean + half)
 
 # %% ../nbs/30_planner.ipynb #495bbdab
+def _affordable(seconds, price):
+    "How many a time pays for; what is a rounding error short of one more pays for it."
+    return np.floor(np.maximum(seconds, 0)/price + 1e-9)
+
 def _number_of_others(kind, masks, seconds, images, available, price):
     "As many as time, images and what is available allow beside each number of masks."
     if kind == 'none': return 0*masks
     most = np.minimum(images - masks, available.get(kind, images))
     if not price: return most
-    affordable = np.maximum(seconds, 0)//price
-    return np.minimum(affordable, most).astype(int)
+    return np.minimum(_affordable(seconds, price), most).astype(int)
+
+def _check_available(available, kinds, prices):
+    "An error for a name that would not be looked up."
+    if 'images' in available and set(available) <= {'images', *kinds, *prices}: return
+    raise ValueError(f"`available` has {', '.join(available)}: give images, the number in all, and if need be "
+                     f"limits of {', '.join(['mask', *kinds])}")
 
 def _candidate_mixes(kinds, budget, available, least, objects, prices):
     "All mixes of masks and one other kind that use up the minutes or the images."
+    _check_available(available, kinds, prices)
     mask, images = image_seconds('mask', objects, prices), available['images']
     most = min(images, available.get('mask', images))
-    if mask: most = min(most, int(budget*60//mask))
+    if mask: most = min(most, int(_affordable(budget*60, mask)))
     if most < least: raise ValueError(f"{budget:.0f} minutes and {images} images do not allow {least} masks of "
                                       f"{mask/60:.1f} minutes each, which the pilot has: raise the budget")
     masks, parts = np.arange(least, most + 1), []

@@ -49,24 +49,28 @@ def number_functions(figures:str|Path='figures', # folder of the profiles' table
 
 # %% ../../nbs/39_numbers.ipynb #6ba2d64d
 def _picks(table, chosen):
-    def cell(name, row, column='', **where):
-        return cell_text(chosen(name, dict(row=row, column=column, **where)).value.to_numpy())
+    def scores(name, where):
+        rows = chosen(name, where)
+        if rows.seed.duplicated().any(): raise ValueError(f"{name} has a seed twice with {where}: name more columns")
+        return rows.value.to_numpy()
+    def cell(name, row, column='', **where): return cell_text(scores(name, dict(row=row, column=column, **where)))
+    def line(name, where):
+        rows = chosen(name, where)
+        if len(rows) > 1: raise ValueError(f"{name} has {len(rows)} lines with {where}: name more columns")
+        return rows.iloc[0]
     def difference(name, row, other, column='', score='value', **where):
         rows = chosen(name, dict(column=column, **where)).assign(value=lambda t: t[score])
         two = rows[rows.row.isin([row, other])]
         both = two.groupby('seed').filter(lambda s: s.row.nunique() == 2) # of the others a seed may not have run yet
         found = paired_differences(both, other).set_index('row').loc[row]
         return interval_text(found.difference, found.low, found.high)
-    def number(name, value, digits=3, **where):
-        rows = chosen(name, where)
-        if len(rows) > 1: raise ValueError(f"{name} has {len(rows)} lines with {where}: name more columns")
-        return f'{rows[value].item():.{digits}f}'
+    def number(name, value, digits=3, **where): return f'{line(name, where)[value]:.{digits}f}'
     def mean(name, value, digits=3, **where): return f'{chosen(name, where)[value].mean():.{digits}f}'
     def interval(name, value, **where):
-        line = chosen(name, where).iloc[0]
-        return interval_text(line[value], line.low, line.high)
-    def seeds(name, row, column=''):
-        return ', '.join(f'{v:.2f}' for v in chosen(name, dict(row=row, column=column)).value)
+        one = line(name, where)
+        return interval_text(one[value], one.low, one.high)
+    def seeds(name, row, column='', **where):
+        return ', '.join(f'{v:.2f}' for v in scores(name, dict(row=row, column=column, **where)))
     return dict(cell=cell, difference=difference, interval=interval, mean=mean, number=number, seeds=seeds,
                 study_factor=study_factor)
 
@@ -95,8 +99,10 @@ def stale_notebooks(folder:str|Path, # of the notebooks, searched with its sub-f
     "The notebooks whose numbers are not those of the results."
     stale = []
     for file in sorted(Path(folder).rglob('*.ipynb')):
-        nb = json.loads(file.read_text())
-        if not _filled_cells(nb, names): continue
+        if '.ipynb_checkpoints' in file.parts: continue
+        try: changed = _filled_cells(nb := json.loads(file.read_text()), names)
+        except ValueError as e: raise ValueError(f"{file}: {e}") from e
+        if not changed: continue
         stale.append(file)
         if write: _write_notebook(file, nb)
     return stale

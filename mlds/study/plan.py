@@ -28,7 +28,8 @@ def _words(text, what, kind, meaning):
     "The values of a line, spaces between."
     try: values = [kind(w) for w in text.split()]
     except ValueError: values = []
-    if values: return values
+    if values and len(set(values)) == len(values): return values
+    if values: meaning = f'each of the {meaning} once,'
     raise ValueError(f"{what} is {' '.join(text.split())!r}: write {meaning} with spaces between")
 
 # %% ../../nbs/35_plan.ipynb #df6fa5b9
@@ -42,10 +43,13 @@ def _count(text):
     if text.isdigit(): return int(text)
     raise ValueError(text)
 
+def _one_or_more(text): return _count(text) or _count('')
+
 # %% ../../nbs/35_plan.ipynb #95849de7
 _SHARES = _share, 'numbers above 0, at most 1'
 _COUNTS_LINE = _count, 'whole numbers'
-_LINES = dict(budgets=_COUNTS_LINE, focus=_COUNTS_LINE, seeds=_COUNTS_LINE, pretrainings=(_count, 'a whole number'),
+_LINES = dict(budgets=_COUNTS_LINE, focus=_COUNTS_LINE, seeds=_COUNTS_LINE,
+              pretrainings=(_one_or_more, 'a number above 0'),
               archs=(str, 'names'), shares=_SHARES, rates=_SHARES, joint_masks=_COUNTS_LINE, lengths=_COUNTS_LINE,
               pools=_SHARES)
 _USUAL = dict(archs='test_resnet', shares='0.5 1', pretrainings='1', focus='6 24', pools='1')
@@ -69,7 +73,10 @@ def read_options(file:str|Path, # settings.ini
 ) -> dict: # a value for each of `OPTIONS`
     "How a profile is done, checked."
     given = profile_section(file, profile, '', data)
-    return {name: p.check(name, given.get(name, p.default)) for name, p in OPTIONS.items()}
+    options = {name: p.check(name, given.get(name, p.default)) for name, p in OPTIONS.items()}
+    if options['partial'] == 'yes' and options['design'] == 'short':
+        raise ValueError(f"partial of [{profile}] is yes: tables of the design short need all runs")
+    return options
 
 # %% ../../nbs/35_plan.ipynb #e205261e
 PAPERS = {
@@ -104,13 +111,27 @@ def _check_names(given, notebooks):
     for name in given:
         if not any(name in schema(n) for n in notebooks): check_parameters({name: ''}, notebooks[0])
 
+# %% ../../nbs/35_plan.ipynb #06532512
+_PARTS = ['', 'chest', *(n for about in PAPERS.values() for n in about['notebooks'])]
+
+def _check_sections(file):
+    "An error for a section that no profile reads."
+    sections = [s for s in read_ini(file).sections() if s != 'data']
+    profiles, known = {s for s in sections if ' ' not in s}, ', '.join(_PARTS[1:])
+    for section in sections:
+        name, _, part = section.removesuffix(' folder').partition(' ')
+        if name in profiles and part in _PARTS: continue
+        raise ValueError(f"section [{section}] of {file} would not be read: write [PROFILE], or [PROFILE PART] with "
+                         f"one of the parts {known}; a last word may be folder")
+
 # %% ../../nbs/35_plan.ipynb #3dcf0935
 def read_profile(file:str|Path, # settings.ini
                  profile:str, # smoke, quick, full, or a section of yours
                  data:str='phantoms', # 'phantoms' or a folder
                  paper:str='oct' # a key of `PAPERS`
 ) -> dict: # results, options, the lines about tables, and for each notebook its parameters
-    "A profile's values for one paper, checked; raises on an unknown profile, parameter or result."
+    "A profile's values for one paper, checked; raises on what is unknown."
+    _check_sections(file)
     about = PAPERS[paper]
     given = profile_section(file, profile, about['section'], data)
     options = read_options(file, profile, data)
@@ -140,7 +161,8 @@ def _data_path(file:str|Path, # settings.ini
     if data == 'phantoms': return data
     ini = read_ini(file)
     names = dict(ini['data']) if 'data' in ini else {}
-    return str(Path(file).parent/names[data.lower()] if data.lower() in names else Path(data))
+    folder = Path(file).parent/names[data.lower()] if data.lower() in names else Path(data)
+    return str(folder.absolute()) # of '.' as well the last part is a name
 
 # %% ../../nbs/35_plan.ipynb #e746da86
 def find_data(file:str|Path, # settings.ini
@@ -149,7 +171,7 @@ def find_data(file:str|Path, # settings.ini
     "The dataset that a name or path stands for; raises if there is none."
     if data == 'phantoms': return data
     folder = Path(_data_path(file, data))
-    if _is_oct(folder) or folder.is_dir() and len(_chest_folders(folder)) == 3: return str(folder.absolute())
+    if _is_oct(folder) or folder.is_dir() and len(_chest_folders(folder)) == 3: return str(folder)
     raise FileNotFoundError(f"data {data!r}: {folder/'labels.csv'} does not exist; give a dataset folder, or one "
                             "that holds the folders findings, anatomy and infection, or phantoms")
 
@@ -361,6 +383,15 @@ def _turn(table, row, column, seed, profile):
     return {focus[-1]: 1, focus[0]: 2}.get(column, 4), seed # a column is worth most when it is whole
 
 # %% ../../nbs/35_plan.ipynb #4d15bd48
+def _check_design(profile):
+    "An error for a profile whose comparisons could not be made in the end."
+    if profile['design'] == 'short': return
+    budgets, focus, folds = profile['budgets'], profile['focus'], profile['train']['folds']
+    odd = [n for n in focus if n not in budgets]
+    if odd: raise ValueError(f"focus has {odd[0]}, which is none of the budgets {' '.join(map(str, budgets))}: nothing "
+                             "would be there to compare with")
+    if folds in (1, 2): raise ValueError(f"folds is {folds}: intervals over the folds need three at least")
+
 def _check_turns(seeds, folds):
     "An error where a cross-validation would test some parts more often than others."
     if not folds or len(set(seeds)) == folds*len({s // folds for s in seeds}): return
@@ -369,6 +400,7 @@ def _check_turns(seeds, folds):
 
 def _plan_oct(plan, profile, tables):
     cells, folds = _DESIGNS[profile['design']](profile), profile['train']['folds']
+    _check_design(profile)
     _check_turns(profile['seeds'], folds)
     for table, seed in product(tables, profile['seeds']):
         own = dict(seed=seed, fold=seed % folds) if folds else dict(seed=seed)
@@ -539,21 +571,22 @@ def make_plan(file:str|Path, # settings.ini
               runs:str|Path='runs', # folder of the runs
               cores:int=1, # jobs are meant for so many at a time; 0: a job for each run
               committed:str|Path|None=None # folder of results whose runs need not be done again
-) -> dict: # name, profile, data, root (of the runs), committed, `OPTIONS`, results, cells, runs to do, known runs, jobs
+) -> dict: # name, profile, data, root, committed, `OPTIONS`, named, results, cells, runs to do, known runs, jobs
     "Every run that a profile's tables and figures need: cells and runs as in `Plan`, jobs as of `make_jobs`."
     data = find_data(file, data)
-    plan, results = Plan(data, runs), {}
+    plan, results, named = Plan(data, runs), {}, {}
     for paper, fill in (('oct', _plan_oct), ('chest', _plan_chest)):
         if data != 'phantoms' and _is_oct(data) != (paper == 'oct'): continue
         values = read_profile(file, profile, data, paper)
         wanted = {r: PAPERS[paper]['results'][r] for r in values['results']}
         if wanted: fill(plan, values, sorted(set(wanted.values())))
         results |= wanted
+        if paper == 'oct': named = dict(named=str(values['focus'][-1]))
     name = plan_name(profile, data)
     earlier = Path(committed)/name if committed else None
     cells, kept = _needed(plan, results, _runs_of(earlier))
     about = dict(name=name, profile=profile, data=data, root=str(runs), committed=earlier and str(earlier))
-    about |= read_options(file, profile, data)
+    about |= read_options(file, profile, data) | named
     about |= dict(results=list(results), cells=cells, runs=kept, known=list(plan.runs))
     return about | dict(jobs=make_jobs(kept, cores))
 
@@ -588,13 +621,19 @@ def plan_folder(plan:dict # from `make_plan`
     "Where a plan, its logs and the notebooks of its results are."
     return Path(plan['root'])/'logs'/plan['name']
 
+def _write_changed(file, content):
+    "Write a file, unless it holds that already; its time says when it changed."
+    if file.is_file() and file.read_bytes() == content: return
+    with atomic_file(file) as f: f.write(content)
+
 def write_plan(plan:dict # from `make_plan`
 ) -> Path: # the file
     "Write a plan for its jobs; an error with a reason where the folder of the runs cannot be written to."
-    file = plan_folder(plan)/'plan.json'
+    file, tables = plan_folder(plan)/'plan.json', {k: v for k, v in plan.items() if k not in ('runs', 'jobs', 'known')}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(file) as f: f.write(json.dumps(plan).encode())
+        for to, what in ((file, plan), (file.with_name('tables.json'), tables)):
+            _write_changed(to, json.dumps(what).encode())
     except OSError as e:
         raise OSError(f"cannot write to {file.parent} ({e.strerror}): choose another folder with RUNS=FOLDER") from e
     return file
@@ -682,6 +721,8 @@ def run_job(file:str|Path, # plan.json
 ) -> None:
     "Do the runs of a job that are not finished."
     plan = read_json(Path(file))
+    if job not in plan['jobs']:
+        raise ValueError(f"{file} has no job {job}: it was written anew for other settings or cores; call make again")
     with shared_kernel() as execute:
         for name in plan['jobs'][job]:
             folder = Path(plan['root'])/name

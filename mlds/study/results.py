@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..files import atomic_file, read_json
+from ..files import atomic_file, read_json, reading_file
 from .plan import (_data_path, draw, draw_phantoms, finished_runs, make_plan, plan_folder, plan_name,
                              read_options, run_job, write_plan)
-from .runs import Run, identity, read_run
+from .runs import LATER, Run, identity, read_run
 from .statistics import prediction_half_width
 
 # %% ../../nbs/37_results.ipynb #9c40ef38
@@ -38,9 +38,16 @@ def _flat(metrics, name='metric'):
     return {k: v for key, value in metrics.items() for k, v in _flat(value, f'{name}.{key}').items()}
 
 # %% ../../nbs/37_results.ipynb #c0725e67
+def _background(metrics):
+    "What the first of the classes of a segmentation is called, which is the background; None without classes."
+    return next(iter(metrics.get('iou', {})), None)
+
 def _run_row(record):
     "A line of runs.csv."
-    env, metrics = record['environment'], _flat(record['metrics'])
+    first, scores = _background(record['metrics']), record['metrics']
+    if first: scores = scores | {k: {'background' if c == first else c: v for c, v in scores[k].items()}
+                                 for k in ('iou', 'dice') if k in scores}
+    env, metrics = record['environment'], _flat(scores)
     numbers = {k: v for k, v in metrics.items() if v is None or isinstance(v, (int, float))}
     machine = dict(seconds=record['seconds'], device=env['device'], cpu=env['cpu'], torch=env['packages']['torch'])
     code = dict(commit=env['commit'], dirty=bool(env['changes']), changes=' '.join(env['changes'] or []))
@@ -56,13 +63,24 @@ _COLUMNS = dict(per_image='run variant id group class TP FP FN'.split(),
 def _read_csv(file):
     "A table in which names are text; only an empty number is missing."
     missing = {k: [''] for k in ('value', 'seed')}
-    return pd.read_csv(file, dtype=dict.fromkeys(_NAMES, str), keep_default_na=False, na_values=missing)
+    with reading_file(file, 'table'):
+        return pd.read_csv(file, dtype=dict.fromkeys(_NAMES, str), keep_default_na=False, na_values=missing)
 
 # %% ../../nbs/37_results.ipynb #2e719e0a
+def _run_table(folder, name):
+    "A table of a run; raises where it is damaged or lacks columns."
+    again = f"delete the folder {folder} to run it again"
+    try: table = _read_csv(folder/f'{name}.csv')
+    except ValueError as e: raise ValueError(f"{e}; {again}") from e
+    lacking = [c for c in _COLUMNS[name] if c not in table and c not in ('run', 'variant')]
+    if lacking: raise ValueError(f"{folder/name}.csv lacks {', '.join(lacking)}: write it there, and {again}")
+    if name == 'per_image' and (first := _background(read_run(folder)['metrics'])):
+        table['class'] = table['class'].replace(first, 'background')
+    return table.assign(run=folder.name)
+
 def _stack(folders, name):
     "A table of several runs, one below the other."
-    files = {f.name: f/f'{name}.csv' for f in folders}
-    parts = [_read_csv(file).assign(run=run) for run, file in files.items() if file.exists()]
+    parts = [_run_table(f, name) for f in folders if (f/f'{name}.csv').exists()]
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=_COLUMNS[name])
     return table.reindex(columns=_COLUMNS[name]).fillna({'variant': ''})
 
@@ -73,7 +91,7 @@ def _by_group(table):
     "Counts of each patient in place of each image, where there are too many images."
     if len(table) <= _MOST: return table
     sums = table.groupby(['run', 'variant', 'group', 'class'], sort=False)[['TP', 'FP', 'FN']].sum()
-    return sums.reset_index().assign(id='')[_COLUMNS['per_image']]
+    return sums.reset_index().assign(id=lambda t: t.group)[_COLUMNS['per_image']]
 
 # %% ../../nbs/37_results.ipynb #b24ec306
 def _patient_counts(table, name):
@@ -104,7 +122,7 @@ def _blocks(counts):
 def _write_counts(counts, folder):
     "Write counts of runs by patient: run -> groups, classes, counts (G, K, 3)."
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    if counts: folder.mkdir(parents=True)
     for k, runs in enumerate(_blocks(counts)):
         groups, classes, first = counts[runs[0]]
         stack = np.stack([counts[run][2] for run in runs])
@@ -118,7 +136,7 @@ def _read_counts(folder):
     "What `_write_counts` has written."
     found = {}
     for file in sorted(folder.glob('*.npz')):
-        with np.load(file) as f: block = {k: f[k] for k in f}
+        with reading_file(file, 'counts'), np.load(file) as f: block = {k: f[k] for k in f}
         groups, classes = (tuple(block[k].tolist()) for k in ('groups', 'classes'))
         missed, invented = block['FN'].astype(int), block['FP'].astype(int)
         counts = np.stack([block['truth'] - missed, invented, missed], -1)
@@ -135,14 +153,17 @@ def _write(folder, name, table):
 # %% ../../nbs/37_results.ipynb #af0fbe19
 _PICTURES = ('figure1', 'figure2', 'figure3') # figures that show images
 
+def _shown(cells):
+    "The runs of each figure's first seed."
+    first = {t: min((c['seed'] for c in cells if c['table'] == t), default=None) for t in _PICTURES}
+    return {c['run'] for c in cells if c['table'] in first and c['seed'] == first[c['table']]}
+
 def _copy_examples(plan, done, to):
     "The examples of the runs that figures show."
     shutil.rmtree(to, ignore_errors=True)
     to.mkdir(parents=True)
-    shown = [c for c in plan['cells'] if c['table'] in _PICTURES]
-    first = min((c['seed'] for c in shown), default=0)
     earlier = Path(plan.get('committed') or '')/'examples'
-    for name in {c['run'] for c in shown if c['seed'] == first}:
+    for name in _shown(plan['cells']):
         file = Path(plan['root'])/name/'examples.npz' if name in done else earlier/f'{name}.npz'
         if file.exists(): shutil.copyfile(file, to/f'{name}.npz')
 
@@ -182,13 +203,14 @@ def _write_images(plan, folders, to, earlier):
     counts = _counts_by_patient(folders) if by_patient else {}
     table = _stack([f for f in folders if f.name not in counts], 'per_image')
     _write(to, 'per_image.csv.gz', _by_group(_joined(earlier, 'per_image', table)))
-    if by_patient: _write_counts((earlier.per_group if earlier else {}) | counts, to/'per_group')
+    _write_counts((earlier.per_group if earlier else {}) | counts, to/'per_group')
 
 # %% ../../nbs/37_results.ipynb #b56f8623
 def _write_about(plan, to):
     "What the tables of a plan claim."
+    (to/'about.json').unlink(missing_ok=True) # of an earlier design
     if plan.get('design', 'short') == 'short': return
-    about = {k: plan[k] for k in ('design', 'margin', 'partial')}
+    about = {k: plan[k] for k in ('design', 'margin', 'partial', 'named') if k in plan}
     with atomic_file(to/'about.json') as f: f.write(json.dumps(about).encode())
 
 # %% ../../nbs/37_results.ipynb #f5081d01
@@ -198,6 +220,9 @@ def export(plan:dict # from `make_plan`
     done, folder = finished_runs(plan), _results_folder(plan)
     folders = [Path(plan['root'])/name for name in done]
     earlier = _earlier(plan, done)
+    if not folders and (earlier is None or earlier.runs.empty):
+        raise ValueError(f"no run of {plan['name']} is finished in {plan['root']}: there is nothing to export")
+    (folder/'runs.csv').unlink(missing_ok=True)
     _copy_examples(plan, set(done), folder/'examples')
     _write_images(plan, folders, folder, earlier)
     for name in ('per_case', 'curves'):
@@ -219,7 +244,7 @@ class Results:
     per_case: pd.DataFrame   # run, variant, id, group, target, measure, value
     curves: pd.DataFrame     # run, step, name, value
     per_group: dict = field(default_factory=dict) # run -> groups, classes, counts (G, K, 3), in the place of per_image
-    about: dict = field(default_factory=dict)     # design, margin, partial; empty for a short design
+    about: dict = field(default_factory=dict)     # design, margin, partial, named; empty for a short design
 
     def __repr__(self): return f"Results of {len(self.runs)} runs in {self.folder}"
 
@@ -231,8 +256,8 @@ def examples(self:Results,
     "Images and predictions that a run kept."
     file = self.folder/'examples'/f'{run}.npz'
     if not file.exists():
-        raise FileNotFoundError(f"{file} does not exist: examples are kept of runs in {', '.join(_PICTURES)}")
-    with np.load(file) as f: return dict(f)
+        raise FileNotFoundError(f"{file} does not exist: examples are kept of the first seed of {', '.join(_PICTURES)}")
+    with reading_file(file, 'examples'), np.load(file) as f: return dict(f)
 
 # %% ../../nbs/37_results.ipynb #66e2bf8d
 @patch
@@ -252,6 +277,9 @@ def counts(self:Results,
     images = self.per_image[self.per_image.run.isin(runs)]
     def of(run): return self.per_group.get(run) or _patient_counts(images[images.run == run], run)
     found = [of(run) for run in runs]
+    none = [r for r, f in zip(runs, found) if not f[0]]
+    if none: raise ValueError(f"{self.folder} has no counts of run {none[0]}: was per_image.csv gone from its folder? "
+                              "Do the run again, and export")
     odd = [r for r, f in zip(runs, found) if f[:2] != found[0][:2]]
     if odd: raise ValueError(f"runs {runs[0]} and {odd[0]} were not tested on the same patients and classes")
     return np.stack([f[2] for f in found])
@@ -266,14 +294,16 @@ def folds(self:Results,
     return int(self.runs.folds[self.runs.run.isin(list(runs))].fillna(0).max())
 
 # %% ../../nbs/37_results.ipynb #cb2324ff
+_TEXT = dict.fromkeys('run notebook data source labels trials profile torch commit changes'.split(), str) # of runs.csv
+
 def read_results(folder:str|Path # e.g. results/quick
 ) -> Results: # tables and pictures
     "The results of a profile, as `export` has written them."
     folder = Path(folder)
     if not (folder/'runs.csv').exists():
         raise FileNotFoundError(f"there are no results in {folder}: run the experiments of this profile first")
-    names = dict(run=str, commit=str, changes=str)
-    runs = pd.read_csv(folder/'runs.csv', dtype=names, low_memory=False)
+    with reading_file(folder/'runs.csv', 'table'):
+        runs = pd.read_csv(folder/'runs.csv', dtype=_TEXT, keep_default_na=False, na_values=[''], low_memory=False)
     tables = {name: _read_csv(folder/f'{name}.csv.gz') for name in _COLUMNS}
     tables |= dict(per_group=_read_counts(folder/'per_group'))
     if (folder/'about.json').exists(): tables['about'] = read_json(folder/'about.json')
@@ -373,7 +403,8 @@ def _text(value):
 
 def _changed(row, params):
     "Names of the parameters in which a committed run differs from a planned one."
-    names = [k for k, v in identity(params).items() if _text(v) != _text(row.get(k))]
+    known = identity(params) | {k: params[k] for k in LATER if k in params}
+    names = [k for k, v in known.items() if _text(v) != _text(row.get(k, LATER.get(k)))]
     return ', '.join(names) or 'the data'
 
 def _cell(line): return line['table'], line['row'], line['column'], int(line['seed'])
@@ -470,7 +501,8 @@ def _redraw(profile:str='quick', data:str='phantoms', results:str='results', fig
     "Draw a profile's tables and figures from committed results."
     folder = Path(results)/_name(profile, data)
     names = read_results(folder).drawable()
-    with tempfile.TemporaryDirectory() as logs: draw(profile, data, results, figures, names, logs)
+    with tempfile.TemporaryDirectory() as logs:
+        draw(profile, _data_path('settings.ini', data), results, figures, names, logs)
     return f"{', '.join(names)} are in {figures}/{folder.name}/"
 
 # %% ../../nbs/37_results.ipynb #977d6b23

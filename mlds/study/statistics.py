@@ -128,7 +128,7 @@ _LEAST = 1e-18 # variance of rows that agree everywhere
 
 def _estimate(by_seed, draws, patients):
     "Mean over seeds, its standard error over seeds and patients, and degrees of freedom."
-    S = len(by_seed)
+    S, draws = len(by_seed), draws[~np.isnan(draws)] # without those that hold no patient with the class
     of_seeds = by_seed.var(ddof=1)/S
     variance = draws.var(ddof=1) + of_seeds/S + _LEAST
     of_patients = max(variance - of_seeds, 0)

@@ -38,16 +38,9 @@ def _flat(metrics, name='metric'):
     return {k: v for key, value in metrics.items() for k, v in _flat(value, f'{name}.{key}').items()}
 
 # %% ../../nbs/37_results.ipynb #c0725e67
-def _background(metrics):
-    "What the first of the classes of a segmentation is called, which is the background; None without classes."
-    return next(iter(metrics.get('iou', {})), None)
-
 def _run_row(record):
     "A line of runs.csv."
-    first, scores = _background(record['metrics']), record['metrics']
-    if first: scores = scores | {k: {'background' if c == first else c: v for c, v in scores[k].items()}
-                                 for k in ('iou', 'dice') if k in scores}
-    env, metrics = record['environment'], _flat(scores)
+    env, metrics = record['environment'], _flat(record['metrics'])
     numbers = {k: v for k, v in metrics.items() if v is None or isinstance(v, (int, float))}
     machine = dict(seconds=record['seconds'], device=env['device'], cpu=env['cpu'], torch=env['packages']['torch'])
     code = dict(commit=env['commit'], dirty=bool(env['changes']), changes=' '.join(env['changes'] or []))
@@ -67,6 +60,11 @@ def _read_csv(file):
         return pd.read_csv(file, dtype=dict.fromkeys(_NAMES, str), keep_default_na=False, na_values=missing)
 
 # %% ../../nbs/37_results.ipynb #2e719e0a
+def _named_background(classes, scored):
+    "Classes of a segmentation's counts, where the first may be background by another name: it has no score."
+    first = classes.iloc[0] if scored and len(classes) else None
+    return classes if first is None or first in scored else classes.replace(first, 'background')
+
 def _run_table(folder, name):
     "A table of a run; raises where it is damaged or lacks columns."
     again = f"delete the folder {folder} to run it again"
@@ -74,8 +72,7 @@ def _run_table(folder, name):
     except ValueError as e: raise ValueError(f"{e}; {again}") from e
     lacking = [c for c in _COLUMNS[name] if c not in table and c not in ('run', 'variant')]
     if lacking: raise ValueError(f"{folder/name}.csv lacks {', '.join(lacking)}: write it there, and {again}")
-    if name == 'per_image' and (first := _background(read_run(folder)['metrics'])):
-        table['class'] = table['class'].replace(first, 'background')
+    if name == 'per_image': table['class'] = _named_background(table['class'], read_run(folder)['metrics'].get('iou'))
     return table.assign(run=folder.name)
 
 def _stack(folders, name):

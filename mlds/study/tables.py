@@ -437,7 +437,8 @@ def margin_figure(table:pd.DataFrame, # from `judge`
     for ax, part in panels:
         part = part.assign(code=part.verdict.map(names.index))
         codes = part.pivot(index='row', columns='margin', values='code').reindex(rows)
-        ax.pcolormesh(codes.columns, range(len(rows)), codes, shading='nearest', cmap=colours, vmin=0, vmax=len(names))
+        ax.pcolormesh(codes.columns, range(len(rows)), codes, shading='nearest', cmap=colours, vmin=0, vmax=len(names),
+                      rasterized=True) # thousands of cells: megabytes of SVG
         ax.axvline(margin, color='k', lw=1, ls='--')
         ax.set(yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - .5, -.5), xticks=np.linspace(0, .8*most, 3))
     _verdict_legend(fig, curve.verdict)

@@ -219,7 +219,6 @@ def export(plan:dict # from `make_plan`
     earlier = _earlier(plan, done)
     if not folders and (earlier is None or earlier.runs.empty):
         raise ValueError(f"no run of {plan['name']} is finished in {plan['root']}: there is nothing to export")
-    (folder/'runs.csv').unlink(missing_ok=True)
     _copy_examples(plan, set(done), folder/'examples')
     _write_images(plan, folders, folder, earlier)
     for name in ('per_case', 'curves'):

@@ -11,7 +11,7 @@ __all__ = ['KINDS', 'Annotation', 'Unlabelled', 'Mask', 'leave_open', 'PartialMa
 import math, zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +29,7 @@ from torch import Tensor
 from .classsets import (EVERYTHING, MAX_CLASSES, TIGHT, ClassSets, class_sets, decode, encode, from_labels,
                             nothing_known, resize, to_labels)
 from .files import read_mask, read_stored, whole_numbers
+from .task import check_range
 
 # %% ../nbs/03_annotations.ipynb #68a9b094
 class Annotation:
@@ -745,6 +746,15 @@ def _loosen(box, size, share=.2):
     right, down = max(share*(x1-x0), 1), max(share*(y1-y0), 1)
     return _move_sides(box, (-right, -down, right, down), size)
 
+@patch
+def loosened(self:Boxes,
+             size:tuple[int, int], # height and width of the image in pixels
+             share:float=.2 # of a box's width and height, in 0..1; a pixel at least
+) -> Boxes: # of which none is tight
+    "The boxes with every side moved outwards, within the image."
+    check_range(0, 1, share=share)
+    return replace(self, boxes=[_loosen(box, size, share) for box in self.boxes], tight=False)
+
 def _jitter(box, size, rng, share=.2):
     c, x0, y0, x1, y1 = box
     lengths = (x1-x0, y1-y0)*2
@@ -824,12 +834,13 @@ def _weak_extremes(sets, n_classes, bits):
 # %% ../nbs/03_annotations.ipynb #b96af249
 def _boxes(sets, n_classes, bits, **kwargs): return Boxes(boxes_of(sets, n_classes), **kwargs)
 
-def _loose_boxes(sets, n_classes, bits):
-    return Boxes([_loosen(box, sets.shape) for box in boxes_of(sets, n_classes)])
+def _loose_boxes(sets, n_classes, bits): return _boxes(sets, n_classes, bits).loosened(sets.shape)
 
 def _jittered_boxes(sets, n_classes, bits):
     rng = _rng_of(sets)
     return Boxes([_jitter(box, sets.shape, rng) for box in boxes_of(sets, n_classes)])
+
+def _loose_jittered_boxes(sets, n_classes, bits): return _jittered_boxes(sets, n_classes, bits).loosened(sets.shape)
 
 def _filled_boxes(sets, n_classes, bits): return _fill(boxes_of(sets, n_classes), sets.shape, bits)
 
@@ -837,8 +848,9 @@ def _labels(sets, n_classes, bits): return ImageLabels([c for c in range(1, n_cl
 
 # %% ../nbs/03_annotations.ipynb #93bff685
 _WEAKEN = {'boxes': _boxes, 'tight boxes': partial(_boxes, tight=True), 'loose boxes': _loose_boxes,
-           'jittered boxes': _jittered_boxes, 'boxes as masks': _filled_boxes, 'points': _weak_points,
-           'extreme points': _weak_extremes, 'scribbles': _weak_scribbles, 'image labels': _labels}
+           'jittered boxes': _jittered_boxes, 'loose jittered boxes': _loose_jittered_boxes,
+           'boxes as masks': _filled_boxes, 'points': _weak_points, 'extreme points': _weak_extremes,
+           'scribbles': _weak_scribbles, 'image labels': _labels}
 KINDS = ('mask', *_WEAKEN, 'unlabelled')
 
 # %% ../nbs/03_annotations.ipynb #0a776bae

@@ -26,8 +26,8 @@ from .annotations import Annotation, Boxes, ExtremePoints, weaken
 # %% ../nbs/30_planner.ipynb #f9f02be0
 PRICES = {'none': (0., 'image'), 'unlabelled': (0., 'image'), 'image labels': (20., 'image'),
           'points': (22.1, 'image'), 'scribbles': (34.9, 'image'), 'extreme points': (7., 'object'),
-          'loose boxes': (7., 'object'), 'jittered boxes': (7., 'object'), 'boxes': (34.5, 'object'),
-          'tight boxes': (34.5, 'object'), 'boxes as masks': (34.5, 'object'),
+          'loose boxes': (7., 'object'), 'jittered boxes': (7., 'object'), 'loose jittered boxes': (7., 'object'),
+          'boxes': (34.5, 'object'), 'tight boxes': (34.5, 'object'), 'boxes as masks': (34.5, 'object'),
           'polygon': (79.2, 'object'), 'mask': (239.7, 'image')}
 
 # %% ../nbs/30_planner.ipynb #6e881dfb

@@ -750,10 +750,11 @@ def _loosen(box, size, share=.2):
 def loosened(self:Boxes,
              size:tuple[int, int], # height and width of the image in pixels
              share:float=.2 # of a box's width and height, in 0..1; a pixel at least
-) -> Boxes: # of which none is tight
-    "The boxes with every side moved outwards, within the image."
+) -> Boxes: # tight ones as they were
+    "The boxes with their sides farther out, within the image, for those that were drawn in haste."
     check_range(0, 1, share=share)
-    return replace(self, boxes=[_loosen(box, size, share) for box in self.boxes], tight=False)
+    boxes = zip(self.boxes, _each(self.tight, self.boxes))
+    return replace(self, boxes=[box if tight else _loosen(box, size, share) for box, tight in boxes])
 
 def _jitter(box, size, rng, share=.2):
     c, x0, y0, x1, y1 = box

@@ -363,10 +363,12 @@ def _headline(profile):
 
 # %% ../../nbs/35_plan.ipynb #78efd26e
 MAIN = [TWICE, *_arms('EMA-taught', ['tight boxes', 'nothing', 'points', 'image labels']), 'masks alone']
+MAIN += [row + LONGER for row in MAIN[:4]]
 
 def _main(profile):
     "Cells for a set of real images, in the order in which they are run."
     cells = [c for c in _evidence(profile)['table2'] if c[0] in MAIN and c[:2] != ('masks alone', 'all')]
+    cells += [(row, 'all', params | dict(masks='all')) for row, _, params in cells if row == TWICE + LONGER]
     return dict(table2=sorted(cells, key=lambda c: MAIN.index(c[0])))
 
 _DESIGNS = dict(short=_short, evidence=_evidence, headline=_headline, main=_main)

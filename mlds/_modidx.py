@@ -1682,6 +1682,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlds.study.plan._ablations': ('plan.html#_ablations', 'mlds/study/plan.py'),
                                  'mlds.study.plan._arms': ('plan.html#_arms', 'mlds/study/plan.py'),
                                  'mlds.study.plan._averaged': ('plan.html#_averaged', 'mlds/study/plan.py'),
+                                 'mlds.study.plan._bolder': ('plan.html#_bolder', 'mlds/study/plan.py'),
                                  'mlds.study.plan._cell_table5': ('plan.html#_cell_table5', 'mlds/study/plan.py'),
                                  'mlds.study.plan._check_design': ('plan.html#_check_design', 'mlds/study/plan.py'),
                                  'mlds.study.plan._check_names': ('plan.html#_check_names', 'mlds/study/plan.py'),

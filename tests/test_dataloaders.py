@@ -139,9 +139,9 @@ def test_packed_sets_come_back_bit_for_bit(k, h, w, seed):
     assert torch.equal(_unpack_sets(palette, index), sets) and index.dtype == np.uint8
     assert palette.shape[1] <= k
 
-def mixed(cat):
+def mixed(cat, kinds=KINDS):
     "Every kind of annotation among the training images."
-    def weak(i, row): return row.annotation if row.split != 'train' else weaken(row.annotation, KINDS[i % len(KINDS)], 4)
+    def weak(i, row): return row.annotation if row.split != 'train' else weaken(row.annotation, kinds[i % len(kinds)], 4)
     return cat.assign(annotation=[weak(i, row) for i, row in enumerate(cat.itertuples())])
 
 def batches(cat, **kwargs):
@@ -158,7 +158,8 @@ def test_where_items_are_kept_changes_no_bit(twelve, tmp_path, size):
 
 def test_the_batches_are_those_of_earlier_versions(twelve):
     "Class sets are whole numbers, the same on every machine."
-    sets = [y.numpy() for _, y in batches(mixed(twelve), tfms=[], size=(16, 24))]
+    older = [k for k in KINDS if k != 'loose jittered boxes']
+    sets = [y.numpy() for _, y in batches(mixed(twelve, older), bs=2*len(older), tfms=[], size=(16, 24))]
     assert hashlib.sha256(b''.join(y.tobytes() for y in sets)).hexdigest()[:16] == '64bec7892e48e723'
 
 def test_no_more_is_kept_in_memory_than_was_said(twelve):

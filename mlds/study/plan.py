@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OPTIONS', 'PAPERS', 'ARMS', 'AUX_NAMES', 'KNOWN', 'RIVALS', 'ABLATIONS', 'HEADLINE', 'TWICE', 'AVERAGED', 'PLAIN',
-           'PLAIN_AVERAGED', 'LONGER', 'LONG', 'REFERENCES', 'MAIN', 'BOLDER', 'CONTROLS', 'INITS', 'TUNINGS', 'STARTS',
-           'JOINT', 'read_options', 'read_profile', 'find_data', 'data_manifest', 'phantom_folder', 'Plan', 'plan_name',
+           'PLAIN_AVERAGED', 'LONGER', 'LONG', 'REFERENCES', 'MAIN', 'CONTROLS', 'INITS', 'TUNINGS', 'STARTS', 'JOINT',
+           'read_options', 'read_profile', 'find_data', 'data_manifest', 'phantom_folder', 'Plan', 'plan_name',
            'make_plan', 'make_jobs', 'plan_folder', 'write_plan', 'draw_phantoms', 'shared_kernel', 'describe',
            'finished_runs', 'run_job', 'draw']
 
@@ -363,19 +363,20 @@ def _headline(profile):
 
 # %% ../../nbs/35_plan.ipynb #78efd26e
 MAIN = [TWICE, *_arms('EMA-taught', ['tight boxes', 'nothing', 'points', 'image labels']), 'masks alone']
-BOLDER = 'EMA-taught, tight boxes, region terms 1'
-MAIN += [row + LONGER for row in MAIN[:4]] + [BOLDER, BOLDER + LONGER]
+_TIGHT = MAIN[1]
+_BOLDER = f'{_TIGHT}, region terms 1'
+MAIN += [row + LONGER for row in MAIN[:4]] + [_BOLDER, _BOLDER + LONGER]
 
 def _bolder(cell):
     "The cell with ten times the weight of the terms for regions."
     row, column, params = cell
-    return row.replace('tight boxes', 'tight boxes, region terms 1'), column, params | ABLATIONS['region terms 1']
+    return row.replace(_TIGHT, _BOLDER), column, params | ABLATIONS['region terms 1']
 
 def _main(profile):
     "Cells for a set of real images, in the order in which they are run."
     cells = [c for c in _evidence(profile)['table2'] if c[0] in MAIN and c[:2] != ('masks alone', 'all')]
     cells += [(row, 'all', params | dict(masks='all')) for row, _, params in cells if row == TWICE + LONGER]
-    cells += [_bolder(c) for c in cells if 'tight boxes' in c[0]]
+    cells += [_bolder(c) for c in cells if c[0].startswith(_TIGHT)]
     return dict(table2=sorted(cells, key=lambda c: MAIN.index(c[0])))
 
 _DESIGNS = dict(short=_short, evidence=_evidence, headline=_headline, main=_main)

@@ -318,18 +318,23 @@ def test_a_cross_validation_of_real_images(tmp_path):
     (tmp_path/'eyes').mkdir()
     (tmp_path/'eyes/labels.csv').write_text('id,group\n')
     plan = make_plan(ROOT/'settings.ini', 'evidence', str(tmp_path/'eyes'), tmp_path/'runs')
-    for c in plan['cells']:
+    for c in {c['run']: c for c in reversed(plan['cells'])}.values():
         run = plan['runs'][c['run']]
         assert (run['params']['folds'], run['params']['fold']) == (5, c['seed'])
         folder = Run(plan['root'], 'train', run['params'], data_manifest(run['params'])).start('CPU')
         folder.environments[-1] |= dict(commit='c0ffee', changes=[])
         counts = found_in_fold(c['row'], c['seed'])
         folder.save_table('per_image.csv', counts)
+        validation = .5 - .2*('as in the paper' in c['row']) + .01*c['seed']
+        folder.save_table('curves.csv', pd.DataFrame([dict(step=200, name='foreground_iou', value=validation)]))
         folder.finish(dict(images=4, mean_iou=float(counts.TP.sum()/(counts.TP + counts.FN).sum())))
     results, figures = export(plan), tmp_path/'figures'
     assert set(read_results(results).runs.data) == {'eyes'}, 'the place of a folder is nobody\'s business'
-    draw('evidence', str(tmp_path/'eyes'), results.parent, figures, ['table2'], tmp_path/'logs')
+    draw('evidence', str(tmp_path/'eyes'), results.parent, figures, ['table2', 'table7'], tmp_path/'logs')
     drawn = figures/'evidence-eyes'
+    chosen = table(drawn, 'table7_validation').value
+    assert chosen['as in the paper, tight boxes', '6'] == pytest.approx(-.2) and chosen['no CutMix, nothing', '6'] == 0
+    assert 'intervals over the 5 folds' in (drawn/'table7.md').read_text()
     found = table(drawn, 'table2_batch')
     boxes, nothing = (found.loc[f'EMA-taught, {what}', '6'] for what in ('tight boxes', 'nothing'))
     assert boxes.low < .15 < boxes.high and boxes.p < .05 and nothing.low < 0 < nothing.high and boxes.df < 5

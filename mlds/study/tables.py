@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPREAD', 'ENOUGH', 'VERDICTS', 'cell_runs', 'long_table', 'cell_text', 'wide_table', 'interval_text',
            'interval_column', 'difference_table', 'shared_seeds', 'axis_start', 'plot_table', 'interval_figure',
-           'describe_data', 'footer', 'provenance', 'save_result', 'cell_means', 'compare_cells', 'judge', 'mean_text',
-           'difference_text', 'verdict_text', 'wide_text', 'name_cells', 'verdict_words', 'forest_figure',
+           'describe_data', 'footer', 'basis_text', 'provenance', 'save_result', 'cell_means', 'compare_cells', 'judge',
+           'mean_text', 'difference_text', 'verdict_text', 'wide_text', 'name_cells', 'verdict_words', 'forest_figure',
            'margin_figure', 'worst_tenths', 'seed_text', 'harm_table', 'power_text', 'difference_power_text', 'not_run',
            'observation_matrix', 'committee_aurocs', 'count_tensor', 'score_counts', 'count_difference', 'curve_figure',
            'table_inputs', 'class_table', 'precision_recall', 'pretraining_scores', 'start_differences']
@@ -23,6 +23,7 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from scipy.stats import sem
 from ..files import atomic_file
 from ..metrics import auroc_table, bootstrap_interval, dice, foreground_iou, iou
 from .plan import plan_name
@@ -217,6 +218,25 @@ def footer(runs:pd.DataFrame, # from `cell_runs`
     return (f"{text} Data: {describe_data(first)}. Profile {first['profile']}: {first['size']} pixels. "
             f"Device: {_each(runs.device)} ({_each(runs.cpu)}); torch {_each(runs.torch)}; commit {_each(commits)}.")
 
+# %% ../../nbs/38_tables.ipynb #4fdf92c4
+def _test_images(runs, folds):
+    "How many images are tested in all."
+    return runs.groupby('fold')['metric.images'].max().sum() if folds else runs['metric.images'].max()
+
+def basis_text(runs:pd.DataFrame, # from `cell_runs`
+               folds:int # parts of the cross-validation, 0 for one test set
+) -> str: # for `footer`
+    "What the numbers of a table that decides are."
+    over = 'patients and seeds (pigeonhole bootstrap, Student\'s t), differences paired over both'
+    if folds:
+        over = (f"the {folds} folds of a cross-validation by patient (jackknife, Student's t with the degrees of freedom "
+                "of the effective number of folds), differences paired over the folds; every image is tested once")
+    return f"""Mean over foreground classes of the test IoU, whose counts are accumulated over the
+{_test_images(runs, folds):.0f} test images; a class absent from truth and prediction is left out. In brackets: 95 %
+intervals over {over}; bold where Holm's
+procedure tells a difference of the table from zero at 5 %. Verdicts are after Holm, at 2.5 % one-sided for the table. The
+last weights are evaluated (the moving average where there is one), the test set is read once.""".replace('\n', ' ')
+
 # %% ../../nbs/38_tables.ipynb #96ed9fcc
 def provenance(runs:pd.DataFrame # from `cell_runs`
 ) -> dict: # runs, and what they have in common
@@ -290,29 +310,41 @@ def cell_means(cells:pd.DataFrame, # of a plan: row, column, seed, run
     return _estimates(lines, ['row', 'column']).assign(**dict(zip(('least', 'most'), zip(*ranges))))
 
 # %% ../../nbs/38_tables.ipynb #1f1e659b
-def _difference(results, runs, others):
-    "Difference of two cells over the seeds that both have."
-    seeds = runs.index.intersection(others.index)
-    if seeds.empty: return dict(seeds=0)
-    a, b = (_counts(results, r[seeds]) for r in (runs, others))
-    found = dict(value=(run_scores(a) - run_scores(b)).mean())
-    if len(seeds) >= ENOUGH: found = (fold_difference if results.folds(runs) else bootstrap_difference)(a, b)
-    return dict(seeds=len(seeds)) | found
+def _test_difference(results, runs, others):
+    "Difference of two cells with the same seeds on test images, over patients and seeds."
+    a, b = (_counts(results, r) for r in (runs, others))
+    if len(runs) < ENOUGH: return dict(value=(run_scores(a) - run_scores(b)).mean())
+    return (fold_difference if results.folds(runs) else bootstrap_difference)(a, b)
+
+def _last_scores(results, runs):
+    "Mean IoU of the foreground on validation images at the end of each run."
+    scores = results.curves[results.curves.name == 'foreground_iou'].sort_values('step')
+    return scores.groupby('run').value.last().reindex(runs).to_numpy(float)
+
+def _validation_difference(results, runs, others):
+    "Difference of two cells with the same seeds on validation images, over the seeds."
+    gaps = _last_scores(results, runs) - _last_scores(results, others)
+    found = dict(value=gaps.mean())
+    return found if len(gaps) < ENOUGH else found | dict(error=sem(gaps), df=len(gaps) - 1)
+
+_DIFFERENCES = dict(test=_test_difference, validation=_validation_difference)
 
 # %% ../../nbs/38_tables.ipynb #ce5b7431
 def compare_cells(cells:pd.DataFrame, # of a plan: row, column, seed, run
                   results:Results, # from `read_results`
-                  reference:Callable # row, column -> row and column to compare with, or None
+                  reference:Callable, # row, column -> row and column to compare with, or None
+                  on:str='test' # images: 'test', over patients and seeds, or 'validation', over seeds
 ) -> pd.DataFrame: # row, column, other, seeds, value, error, df, low, high
-    "Differences of cells to others, paired over patients and seeds."
+    "Differences of cells to others, paired over the seeds that both have."
     runs, lines = _runs_by_seed(cells), []
     for row, column in runs:
         other = reference(row, column)
         if other not in runs or other == (row, column): continue
-        found = _difference(results, runs[row, column], runs[other])
-        lines.append(dict(row=row, column=column, other=other[0]) | found)
-    found = _estimates(lines, ['row', 'column', 'other'])
-    return found[found.seeds > 0].reset_index(drop=True)
+        seeds = runs[row, column].index.intersection(runs[other].index)
+        if seeds.empty: continue
+        found = _DIFFERENCES[on](results, runs[row, column][seeds], runs[other][seeds])
+        lines.append(dict(row=row, column=column, other=other[0], seeds=len(seeds)) | found)
+    return _estimates(lines, ['row', 'column', 'other'])
 
 # %% ../../nbs/38_tables.ipynb #0b8716ed
 def judge(table:pd.DataFrame, # from `compare_cells`; a part of a judged table is judged anew, by itself

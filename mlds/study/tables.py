@@ -229,13 +229,14 @@ def basis_text(runs:pd.DataFrame, # from `cell_runs`
     "What the numbers of a table that decides are."
     over = 'patients and seeds (pigeonhole bootstrap, Student\'s t), differences paired over both'
     if folds:
-        over = (f"the {folds} folds of a cross-validation by patient (jackknife, Student's t with the degrees of freedom "
-                "of the effective number of folds), differences paired over the folds; every image is tested once")
+        over = (f"the {folds} folds of a cross-validation by patient (jackknife, Student's t with the degrees of "
+                "freedom of the effective number of folds), differences paired over the folds; every image is tested "
+                "once")
     return f"""Mean over foreground classes of the test IoU, whose counts are accumulated over the
 {_test_images(runs, folds):.0f} test images; a class absent from truth and prediction is left out. In brackets: 95 %
-intervals over {over}; bold where Holm's
-procedure tells a difference of the table from zero at 5 %. Verdicts are after Holm, at 2.5 % one-sided for the table. The
-last weights are evaluated (the moving average where there is one), the test set is read once.""".replace('\n', ' ')
+intervals over {over}; bold where Holm's procedure tells a difference of the table from zero at 5 %.
+Verdicts are after Holm, at 2.5 % one-sided for the table. The last weights are evaluated (the moving
+average where there is one), the test set is read once.""".replace('\n', ' ')
 
 # %% ../../nbs/38_tables.ipynb #96ed9fcc
 def provenance(runs:pd.DataFrame # from `cell_runs`

@@ -153,6 +153,11 @@ def _chest_folders(data):
     from mlds.sources.chest import chest_folders
     return chest_folders(data)
 
+def _overlapping(data):
+    "Whether classes overlap, as far as the files tell."
+    from mlds.folders import _overlaps
+    return data != 'phantoms' and _overlaps(Path(data), named=True)
+
 # %% ../../nbs/35_plan.ipynb #22c2af93
 def _data_path(file:str|Path, # settings.ini
               data:str # 'phantoms', a name of the section [data], or a folder
@@ -413,13 +418,20 @@ def _check_turns(seeds, folds):
     said = ' '.join(map(str, seeds))
     raise ValueError(f"seeds are {said}, and folds {folds}: write whole turns, such as 0 to {folds-1}")
 
+def _is_defined(params, overlapping):
+    "Whether a cell can be trained: adaptive thresholds and rivals need one class at a pixel."
+    simple = params['teacher'] in _TEACHERS.values() and params.get('confidence', 'fixed') == 'fixed'
+    return simple or not overlapping
+
 def _plan_oct(plan, profile, tables):
     cells, folds = _DESIGNS[profile['design']](profile), profile['train']['folds']
+    overlapping = _overlapping(plan.data)
     _check_design(profile)
     _check_turns(profile['seeds'], folds)
     for table, seed in product(tables, profile['seeds']):
         own = dict(seed=seed, fold=seed % folds) if folds else dict(seed=seed)
         for row, column, params in cells[table]:
+            if not _is_defined(params, overlapping): continue
             turn = _turn(table, row, column, seed, profile)
             plan.cell(table, row, column, seed, plan.run('train', profile['train'] | params | own, turn=turn))
 

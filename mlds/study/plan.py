@@ -304,8 +304,9 @@ ABLATIONS = {'default': {}, 'as in the paper': AS_IN_THE_PAPER,
              'auxiliary weight 0': dict(aux_weight=0), 'auxiliary weight 1': dict(aux_weight=1),
              'no region term': dict(mil=0), 'no tight lines': dict(tight=0), 'region terms 1': dict(mil=1, tight=1),
              'no certain cells': dict(cell_certainty=False)}
-_ABLATED = {'nothing': {'mil', 'tight', 'cell_certainty'}, 'image labels': {'tight', 'cell_certainty'},
-            'tight boxes': set()}
+_REGIONS = {'mil', 'tight', 'cell_certainty'}
+_ABLATED = {'masks alone': _REGIONS | {'batch_statistics', 'decay', 'confidence'}, 'nothing': _REGIONS,
+            'image labels': {'tight', 'cell_certainty'}, 'tight boxes': set()} # what makes no difference to them
 
 # %% ../../nbs/35_plan.ipynb #7137145e
 def _ablations(train, known=tuple(_ABLATED), changes=tuple(ABLATIONS)):
@@ -314,7 +315,7 @@ def _ablations(train, known=tuple(_ABLATED), changes=tuple(ABLATIONS)):
     for what, name in product(known, changes):
         change = ABLATIONS[name]
         if change and all(train[k] == v or k in _ABLATED[what] for k, v in change.items()): continue
-        arm, = _arms('EMA-taught', [what]).values()
+        arm = _ALONE if what == 'masks alone' else _arms('EMA-taught', [what]).popitem()[1]
         rows[f'{name}, {what}'] = arm | change
     return rows
 
@@ -386,7 +387,7 @@ def _main(profile):
     cells = [c for c in _evidence(profile)['table2'] if c[0] in MAIN and c[:2] != ('masks alone', 'all')]
     cells += [(row, 'all', params | dict(masks='all')) for row, _, params in cells if row == TWICE + LONGER]
     cells += [_bolder(c) for c in cells if c[0].startswith(_TIGHT)]
-    recipes = _ablations(profile['train'], ['tight boxes', 'nothing'], RECIPES)
+    recipes = _ablations(profile['train'], ['masks alone', 'tight boxes', 'nothing'], RECIPES)
     return dict(table2=sorted(cells, key=lambda c: MAIN.index(c[0])), table7=_grid(recipes, profile['focus']))
 
 _DESIGNS = dict(short=_short, evidence=_evidence, headline=_headline, main=_main)

@@ -155,8 +155,9 @@ def _chest_folders(data):
 
 def _overlapping(data):
     "Whether classes overlap, as far as the files tell."
+    if data == 'phantoms': return False # a plan of phantoms needs no torch
     from mlds.folders import _overlaps
-    return data != 'phantoms' and _overlaps(Path(data), named=True)
+    return _overlaps(Path(data), named=True)
 
 # %% ../../nbs/35_plan.ipynb #22c2af93
 def _data_path(file:str|Path, # settings.ini

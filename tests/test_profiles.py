@@ -235,10 +235,15 @@ def test_the_program_itself(tmp_path):
     known = ', '.join(profiles()[1])
     assert done.stderr == f"error: profile 'fast' is unknown; settings.ini has {known}\n"
 
-def test_a_plan_needs_no_torch(tmp_path):
+@pytest.mark.parametrize('data', ['phantoms', 'eyes'])
+def test_a_plan_needs_no_torch(tmp_path, data):
     "It is made whenever `make` or Snakemake is called, and torch takes seconds to load."
+    if data == 'eyes':
+        (tmp_path/'eyes').mkdir()
+        (tmp_path/'eyes'/'labels.csv').write_text('id,group\na,p\n')
+        data = str(tmp_path/'eyes')
     code = ("import sys; from mlds.study.results import main; "
-            f"main(['status', 'quick', 'phantoms', {str(tmp_path)!r}]); print('torch' in sys.modules)")
+            f"main(['status', 'quick', {data!r}, {str(tmp_path)!r}]); print('torch' in sys.modules)")
     done = call(sys.executable, '-c', code)
     assert done.stdout.splitlines()[-1] == 'False', done.stdout + done.stderr
 

@@ -420,20 +420,18 @@ def _check_turns(seeds, folds):
     said = ' '.join(map(str, seeds))
     raise ValueError(f"seeds are {said}, and folds {folds}: write whole turns, such as 0 to {folds-1}")
 
-def _is_defined(params, overlapping):
-    "Whether a cell can be trained: adaptive thresholds and rivals need one class at a pixel."
-    simple = params['teacher'] in _TEACHERS.values() and params.get('confidence', 'fixed') == 'fixed'
-    return simple or not overlapping
+def _needs_one_class(params):
+    "Whether a training needs one class at a pixel, as thresholds that adapt and rivals do."
+    return params['teacher'] not in _TEACHERS.values() or params.get('confidence', 'fixed') != 'fixed'
 
 def _plan_oct(plan, profile, tables):
     cells, folds = _DESIGNS[profile['design']](profile), profile['train']['folds']
-    overlapping = _overlapping(plan.data)
     _check_design(profile)
     _check_turns(profile['seeds'], folds)
     for table, seed in product(tables, profile['seeds']):
         own = dict(seed=seed, fold=seed % folds) if folds else dict(seed=seed)
         for row, column, params in cells[table]:
-            if not _is_defined(params, overlapping): continue
+            if _needs_one_class(params) and _overlapping(plan.data): continue # in this order: the second loads torch
             turn = _turn(table, row, column, seed, profile)
             plan.cell(table, row, column, seed, plan.run('train', profile['train'] | params | own, turn=turn))
 
